@@ -1,0 +1,226 @@
+//! The allocator of pages: which bytes of a memory are in use, and by whom nobody else may be.
+//!
+//! The book-keeping is volatile. After a process has died, its successor builds it anew from the
+//! records that name spans ([`Pages::adopt`]).
+//!
+//! Invariant: a page is free here, or inside exactly one [`Span`] outside.
+
+use std::rc::Rc;
+
+use crate::{Memory, Part, Span};
+
+/// Bytes in a page: the unit of allocation, and of I/O with O_DIRECT.
+pub const PAGE_BYTES: u32 = 4096;
+
+/// A set of pages of one memory.
+pub struct Pages {
+    memory: Rc<Memory>,
+    first: u64,
+    count: u32,
+    free: u32,
+    used: Vec<u64>,
+    cursor: usize,
+}
+
+impl Pages {
+    /// Takes `region` as pages, all free.
+    ///
+    /// # Safety
+    /// No span may overlap `region`, now or later, but those made here.
+    ///
+    /// # Panics
+    /// If the region is not made of whole pages.
+    pub unsafe fn new(memory: Rc<Memory>, region: std::ops::Range<u64>) -> Pages {
+        let bytes = region.end - region.start;
+        let page = u64::from(PAGE_BYTES);
+        assert!(region.start.is_multiple_of(page) && bytes.is_multiple_of(page), "whole pages");
+        assert!(region.end <= memory.bytes_total(), "pages out of range");
+        let count = u32::try_from(bytes / page).unwrap_or(u32::MAX);
+        let mut used = vec![0u64; (count as usize).div_ceil(64)];
+        for index in count..used.len() as u32 * 64 {
+            used[index as usize / 64] |= 1 << (index % 64);
+        }
+        Pages { memory, first: region.start, count, free: count, used, cursor: 0 }
+    }
+
+    /// The memory the pages belong to.
+    pub fn memory(&self) -> &Rc<Memory> {
+        &self.memory
+    }
+
+    /// Number of pages in all.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Number of free pages.
+    pub fn free(&self) -> u32 {
+        self.free
+    }
+
+    /// A span of `pages` neighbouring pages, or none if there is no such run.
+    pub fn take(&mut self, pages: u32) -> Option<Span> {
+        if pages == 0 || pages > self.free {
+            return None;
+        }
+        let start = self.find(self.cursor * 64, pages).or_else(|| self.find(0, pages))?;
+        for index in start..start + pages as usize {
+            self.used[index / 64] |= 1 << (index % 64);
+        }
+        self.free -= pages;
+        self.cursor = (start + pages as usize) / 64 % self.used.len();
+        let offset = self.first + start as u64 * u64::from(PAGE_BYTES);
+        // SAFETY: these pages were free, so no span covers them, and are marked used now.
+        Some(unsafe { self.memory.claim(Part { offset, bytes: pages * PAGE_BYTES }) })
+    }
+
+    /// Spans that together have `pages` pages, as few as can be had; none if there are not enough.
+    pub fn take_scattered(&mut self, pages: u32, run_pages_max: u32) -> Option<Vec<Span>> {
+        if pages > self.free {
+            return None;
+        }
+        let (mut spans, mut left, mut run) = (Vec::new(), pages, run_pages_max.max(1));
+        while left > 0 {
+            run = run.min(left);
+            match self.take(run) {
+                Some(span) => {
+                    spans.push(span);
+                    left -= run;
+                }
+                None => run = run.div_ceil(2).min(run - 1),
+            }
+        }
+        Some(spans)
+    }
+
+    /// Gives a span back.
+    ///
+    /// # Panics
+    /// If the span is not made of whole pages of this set that are in use.
+    pub fn give(&mut self, span: Span) {
+        let range = self.range(span.part());
+        for index in range.clone() {
+            let (word, bit) = (index / 64, 1u64 << (index % 64));
+            assert!(self.used[word] & bit != 0, "page {index} is given back twice");
+            self.used[word] &= !bit;
+        }
+        self.free += range.len() as u32;
+    }
+
+    /// A span for pages that a record of the dead owner names. None if the part is not made of
+    /// whole free pages of this set: the record is damaged.
+    pub fn adopt(&mut self, part: Part) -> Option<Span> {
+        let page = u64::from(PAGE_BYTES);
+        let end = part.offset.checked_add(u64::from(part.bytes))?;
+        let limit = self.first + u64::from(self.count) * page;
+        if part.bytes == 0 || part.offset < self.first || end > limit {
+            return None;
+        }
+        if !(part.offset - self.first).is_multiple_of(page) || !end.is_multiple_of(page) {
+            return None;
+        }
+        let range = self.range(part);
+        if range.clone().any(|index| self.used[index / 64] & (1 << (index % 64)) != 0) {
+            return None;
+        }
+        for index in range.clone() {
+            self.used[index / 64] |= 1 << (index % 64);
+        }
+        self.free -= range.len() as u32;
+        // SAFETY: these pages were free, so no span covers them, and are marked used now.
+        Some(unsafe { self.memory.claim(part) })
+    }
+
+    fn range(&self, part: Part) -> std::ops::Range<usize> {
+        let page = u64::from(PAGE_BYTES);
+        assert!(part.offset >= self.first, "a span of other pages");
+        let start = (part.offset - self.first) / page;
+        let end = start + u64::from(part.bytes) / page;
+        assert!(u64::from(part.bytes).is_multiple_of(page), "whole pages");
+        assert!(end <= u64::from(self.count), "a span of other pages");
+        start as usize..end as usize
+    }
+
+    /// First index at or after `from` where `pages` free pages lie side by side.
+    fn find(&self, from: usize, pages: u32) -> Option<usize> {
+        let (pages, limit) = (pages as usize, self.count as usize);
+        let (mut start, mut index) = (from, from);
+        while index < limit {
+            let word = self.used[index / 64];
+            if index % 64 == 0 && word == u64::MAX {
+                index += 64;
+                start = index;
+                continue;
+            }
+            if index % 64 == 0 && word == 0 && index + 64 <= limit {
+                index += 64;
+            } else if word & (1 << (index % 64)) == 0 {
+                index += 1;
+            } else {
+                index += 1;
+                start = index;
+            }
+            if index - start >= pages {
+                return Some(start);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(count: u64) -> Pages {
+        let bytes = count * u64::from(PAGE_BYTES);
+        // SAFETY: a fresh memory without spans.
+        unsafe { Pages::new(Rc::new(Memory::private(bytes)), 0..bytes) }
+    }
+
+    #[test]
+    fn takes_every_page_once_and_takes_them_back() {
+        let mut set = pages(130);
+        let spans: Vec<Span> = std::iter::from_fn(|| set.take(1)).collect();
+        assert_eq!(spans.len(), 130);
+        assert_eq!(set.free(), 0);
+        let mut offsets: Vec<u64> = spans.iter().map(|span| span.part().offset).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        assert_eq!(offsets.len(), 130);
+        for span in spans {
+            set.give(span);
+        }
+        assert_eq!(set.take(130).map(|span| span.bytes()), Some(130 * PAGE_BYTES));
+    }
+
+    #[test]
+    fn scattered_pages_fill_the_gaps() {
+        let mut set = pages(64);
+        let spans: Vec<Span> = std::iter::from_fn(|| set.take(4)).collect();
+        for (index, span) in spans.into_iter().enumerate() {
+            if index % 2 == 0 {
+                set.give(span);
+            } else {
+                std::mem::forget(span);
+            }
+        }
+        assert!(set.take(5).is_none());
+        let found = set
+            .take_scattered(30, 8)
+            .map(|spans| spans.iter().map(Span::bytes).sum::<u32>() / PAGE_BYTES);
+        assert_eq!(found, Some(30));
+        assert_eq!(set.free(), 2);
+    }
+
+    #[test]
+    fn adoption_refuses_what_is_not_free() {
+        let mut set = pages(8);
+        let part = Part { offset: 4096, bytes: 8192 };
+        assert!(set.adopt(part).is_some());
+        assert!(set.adopt(part).is_none());
+        assert!(set.adopt(Part { offset: 100, bytes: 4096 }).is_none());
+        assert!(set.adopt(Part { offset: u64::MAX - 4, bytes: 4096 }).is_none());
+        assert!(set.adopt(Part { offset: 7 * 4096, bytes: 8192 }).is_none());
+    }
+}

@@ -1,0 +1,2 @@
+//! The `bowline` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Disk semantics over the store.

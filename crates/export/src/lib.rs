@@ -1,0 +1,1 @@
+//! NBD sessions over disks.

@@ -1,0 +1,1 @@
+//! Simulator, crash replayer and workloads.

@@ -1,0 +1,1 @@
+//! NBD codec and negotiation as pure state machines, no I/O.

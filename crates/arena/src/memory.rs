@@ -176,6 +176,47 @@ impl Memory {
         unsafe { self.base.as_ptr().add(part.offset as usize) }
     }
 
+    /// Stores bytes as a device does, without a span: how a simulated medium completes a read.
+    /// Whoever handed out the part keeps the rule of parts.
+    ///
+    /// # Panics
+    /// If `bytes` is not as long as the part, or the part reaches past the end of the memory.
+    pub fn land(&self, part: Part, bytes: &[u8]) {
+        assert_eq!(bytes.len(), part.bytes as usize, "as many bytes as the part has");
+        // SAFETY: in range (address), and by the rule of parts nobody looks at the bytes between
+        // submission and completion, which is where a medium calls this.
+        unsafe { std::ptr::copy(bytes.as_ptr(), self.address(part), bytes.len()) }
+        self.record(part.offset, bytes);
+    }
+
+    /// Appends the bytes of a part as a device sees them, without a span: how a simulated medium
+    /// carries out a write. Whoever handed out the part keeps the rule of parts.
+    ///
+    /// # Panics
+    /// If the part reaches past the end of the memory.
+    pub fn fetch(&self, part: Part, into: &mut Vec<u8>) {
+        // SAFETY: in range (address), and by the rule of parts nobody changes the bytes between
+        // submission and completion, which is where a medium calls this.
+        let bytes = unsafe { std::slice::from_raw_parts(self.address(part), part.bytes as usize) };
+        into.extend_from_slice(bytes);
+    }
+
+    /// A memory of its own with the same bytes now: what a successor finds after a simulated death.
+    #[must_use]
+    pub fn successor(&self) -> Memory {
+        let other = Memory::private(self.bytes);
+        // SAFETY: both are whole mappings of the same length and do not overlap; nothing else
+        // knows of the new one.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.base.as_ptr(),
+                other.base.as_ptr(),
+                self.bytes as usize,
+            );
+        }
+        other
+    }
+
     /// The bytes of a span.
     pub fn slice<'a>(&'a self, span: &'a Span) -> &'a [u8] {
         self.owns(span);

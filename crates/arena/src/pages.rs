@@ -43,6 +43,18 @@ impl Pages {
         Pages { memory, first: region.start, count, free: count, used, cursor: 0 }
     }
 
+    /// All of a memory as pages, all free. Safe because the memory is given away: whoever claimed
+    /// spans of it before has promised not to let them overlap with anything.
+    ///
+    /// # Panics
+    /// If the memory is larger than 2^32 pages.
+    #[must_use]
+    pub fn whole(memory: Memory) -> Pages {
+        let region = 0..memory.bytes_total();
+        // SAFETY: the memory was owned by the caller alone, so no spans of it are in use.
+        unsafe { Pages::new(Rc::new(memory), region) }
+    }
+
     /// The memory the pages belong to.
     pub fn memory(&self) -> &Rc<Memory> {
         &self.memory
@@ -201,8 +213,6 @@ mod tests {
         for (index, span) in spans.into_iter().enumerate() {
             if index % 2 == 0 {
                 set.give(span);
-            } else {
-                std::mem::forget(span);
             }
         }
         assert!(set.take(5).is_none());

@@ -6,6 +6,7 @@
 mod api;
 mod ids;
 mod media;
+pub mod tables;
 
 pub use api::{
     BlockState, Disk, Durability, Event, Extent, Payload, Provision, ReadError, Refused,

@@ -201,6 +201,17 @@ impl Memory {
         into.extend_from_slice(bytes);
     }
 
+    /// All bytes as they are now: where the prefixes of recorded stores start from.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes as usize];
+        // SAFETY: the whole mapping is readable, and the vector is as long and not part of it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.as_ptr(), bytes.as_mut_ptr(), bytes.len());
+        }
+        bytes
+    }
+
     /// A memory of its own with the same bytes now: what a successor finds after a simulated death.
     #[must_use]
     pub fn successor(&self) -> Memory {

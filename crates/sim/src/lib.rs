@@ -1,11 +1,38 @@
 //! Simulator, crash replayer and workloads.
+//!
+//! A seed is a pool of some MiB on a simulated device, guests that use it, and crashes of every kind;
+//! the same seed runs the same way on every machine. Reading order: `media` (the device), `stamp` and
+//! `model` (the oracle), `subject` (what is tested), `run` (one seed).
 
+mod act;
+mod coverage;
 mod faults;
+mod judge;
 mod media;
+mod model;
 mod platter;
+mod recover;
 mod rng;
+mod run;
+mod stamp;
+mod subject;
+mod workload;
 
+#[cfg(test)]
+mod reference;
+
+pub use coverage::Coverage;
 pub use faults::{FLUSH, Fate, Faults, READ, WRITE};
+pub use judge::Judge;
 pub use media::{Device, DeviceCounters, Killed, SharedDevice, SimMedia};
+pub use model::{Change, Model, Value, Violation};
 pub use platter::{Content, PAGE, Platter, SECTOR};
+pub use recover::Crash;
 pub use rng::Random;
+pub use run::{Options, Outcome, Sink, run_seed};
+pub use stamp::{Seen, Stamp, identify};
+pub use subject::{Health, Host, OpenError, Run, Setup, Subject, Told};
+pub use workload::{HUGE, Op, Target, Workload};
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@
 //! - Virtual time only. I/O completes when its time has come, in an order drawn from the seed.
 //! - The bytes of a write leave the memory when it lands, not when it is submitted, so a submitter
 //!   that changes them in between is found out (and would be by real hardware, now and then).
-//! - When a process dies, what it had submitted lands later, in any order, writes into the device
-//!   and reads into the memory, until [`Device::settle`] says that nothing more can.
+//! - When a process dies, what it had submitted lands later, whole, in part or never, in any order,
+//!   writes into the device and reads into the memory, until after [`Device::settle`].
 //! - A process can be made to die at the n-th call of its medium ([`Device::arm`]): the call unwinds
 //!   with [`Killed`], so no further instruction of the process runs.
 
@@ -19,6 +19,8 @@ use bowline_store::{Completion, Io, IoId, Media, MediumError};
 use crate::Random;
 use crate::faults::{Fate, Faults};
 use crate::platter::{Content, PAGE, Platter, SECTOR};
+
+const EIO: i32 = 5;
 
 /// What unwinds through a process that dies inside a call.
 #[derive(Debug, Clone, Copy)]
@@ -156,6 +158,12 @@ impl Device {
         for mut flight in std::mem::take(&mut self.flights) {
             let later = if self.random.one_in(3) { 2_000_000 } else { 20_000 };
             flight.due = self.now + self.random.below(later);
+            // The end of a process cancels what no driver has begun, and splits what is large.
+            match self.random.below(8) {
+                0 | 1 => continue,
+                2 if !matches!(flight.io, Io::Flush) => flight.fate = Fate::Error(EIO),
+                _ => {}
+            }
             self.orphans.push(flight);
         }
     }
@@ -190,8 +198,9 @@ impl Device {
             match random.below(4) {
                 0 => {}
                 1 => self.land(&flight),
+                _ if matches!(flight.io, Io::Flush) => {}
                 _ => {
-                    flight.fate = Fate::Error(libc_eio());
+                    flight.fate = Fate::Error(EIO);
                     self.land(&flight);
                 }
             }
@@ -391,10 +400,6 @@ fn mixed(old: Content, new: &[u8; PAGE], moved: usize, fate: Fate, random: &mut 
     Some(Rc::new(page))
 }
 
-fn libc_eio() -> i32 {
-    5
-}
-
 fn system(call: &str, code: i32) -> MediumError {
     MediumError::System { call: call.into(), code }
 }
@@ -411,6 +416,12 @@ impl SimMedia {
     pub fn new(device: &SharedDevice) -> SimMedia {
         let generation = device.borrow().generation;
         SimMedia { device: device.clone(), generation }
+    }
+
+    /// Which process of the device this is.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     fn alive(&self) -> bool {

@@ -8,7 +8,7 @@ struct Bench {
 }
 
 fn bench(seed: u64) -> Bench {
-    let pages = Pages::whole(Memory::private(64 * 4096));
+    let pages = Pages::whole(Rc::new(Memory::private(64 * 4096)));
     let memory = pages.memory().clone();
     let device = Rc::new(RefCell::new(Device::new(64, memory.clone(), seed)));
     device.borrow_mut().succeed(memory);
@@ -71,7 +71,7 @@ fn order_of_completion_is_the_seeds() {
 #[test]
 fn the_deads_writes_land_later_and_the_fence_waits_for_them() {
     let (mut before, mut after) = (0, 0);
-    for seed in 0..20 {
+    for seed in 0..40 {
         let mut bench = bench(seed);
         let mut media = SimMedia::new(&bench.device);
         bench.write(&mut media, 1, 0, 1);
@@ -80,7 +80,9 @@ fn the_deads_writes_land_later_and_the_fence_waits_for_them() {
         assert!(media.complete().is_none());
         let memory = bench.pages.memory().clone();
         bench.device.borrow_mut().succeed(memory);
-        assert_eq!(bench.device.borrow().pending_of_dead(), 1);
+        if bench.device.borrow().pending_of_dead() == 0 {
+            continue;
+        }
         let mut media = SimMedia::new(&bench.device);
         bench.write(&mut media, 1, 0, 2);
         assert_eq!(wait_one(&mut media).result, Ok(()));
@@ -98,18 +100,24 @@ fn the_deads_writes_land_later_and_the_fence_waits_for_them() {
 
 #[test]
 fn reads_of_the_dead_land_in_the_successors_memory() {
-    let mut bench = bench(3);
+    let landed = (0..20).filter(|&seed| a_dead_read_lands(seed)).count();
+    assert!((5..20).contains(&landed), "{landed} of 20");
+}
+
+fn a_dead_read_lands(seed: u64) -> bool {
+    let mut bench = bench(seed);
     bench.device.borrow_mut().platter().spoil(9, |page| page.fill(0xaa));
     let mut media = SimMedia::new(&bench.device);
     let span = bench.filled(0);
     media.submit(IoId(1), Io::Read { at: 9 * 4096, into: span.part() });
     bench.device.borrow_mut().kill();
-    let successor = Pages::whole(bench.pages.memory().successor());
+    let successor = Pages::whole(Rc::new(bench.pages.memory().successor()));
     bench.device.borrow_mut().succeed(successor.memory().clone());
     bench.device.borrow_mut().settle();
     let mut bytes = Vec::new();
     successor.memory().fetch(span.part(), &mut bytes);
-    assert_eq!(bytes, [0xaa; 4096]);
+    assert!(bytes == [0xaa; 4096] || bytes == [0; 4096]);
+    bytes[0] == 0xaa
 }
 
 #[test]
@@ -123,7 +131,8 @@ fn a_process_dies_inside_a_call() {
         media.submit(IoId(2), Io::Write { at: 4096, from: vec![span.part()] });
     }));
     assert!(died.unwrap_err().is::<Killed>());
-    assert!(bench.device.borrow().pending_of_dead() >= 1);
+    assert!(media.complete().is_none());
+    assert_eq!(media.wait(), Err(MediumError::Died));
 }
 
 #[test]

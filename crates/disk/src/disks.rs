@@ -204,7 +204,7 @@ impl<V: Volume> Disks<V> {
             Err(error) => return Submitted::Done(Err(error)),
         };
         if area.is_whole() && !self.is_blocked(disk, &area) {
-            if !self.starving.is_empty() {
+            if self.must_queue_up() {
                 return self.busy();
             }
             return match self.volume.write(disk, area.first, payload) {
@@ -379,7 +379,7 @@ impl<V: Volume> Disks<V> {
             let work = Work::fill(lba, blocks, keep_allocated);
             return self.enqueue(disk, ticket, area, work, BLOCK_BYTES, fua);
         }
-        if !self.starving.is_empty() {
+        if self.must_queue_up() {
             return self.busy();
         }
         let admitted = if keep_allocated {
@@ -423,6 +423,11 @@ impl<V: Volume> Disks<V> {
         let queue = self.states.get(&disk).map(|state| &state.queue);
         queue.is_some_and(|queue| queue.overlaps((area.first, area.end())))
             && !self.is_broken(Broken::PassOperations)
+    }
+
+    /// Whether operations wait for room: newcomers do not overtake them.
+    fn must_queue_up(&self) -> bool {
+        !self.starving.is_empty() && !self.is_broken(Broken::OvertakeStarving)
     }
 
     fn refuse(&mut self, refused: Refused) -> Submitted {

@@ -33,8 +33,14 @@ impl<V: Volume> Disks<V> {
             }
         }
         self.note_durable();
-        self.flush_what_is_due();
-        moved | self.offer_room()
+        let has_flushed = self.flush_what_is_due();
+        moved | has_flushed | self.offer_room()
+    }
+
+    /// When [`Disks::poll`] has something to do even if nothing comes from outside until then.
+    pub fn wake_at(&self) -> Option<Micros> {
+        let is_waiting = self.background_is_running || self.flush_due == Micros(u64::MAX);
+        (!is_waiting).then_some(self.flush_due)
     }
 
     fn on_event(&mut self, event: Event) {
@@ -208,10 +214,10 @@ impl<V: Volume> Disks<V> {
     }
 
     /// Starts a flush of our own if a disk needs one, and notes when the next is due.
-    fn flush_what_is_due(&mut self) {
+    fn flush_what_is_due(&mut self) -> bool {
         let is_due = self.flush_due <= self.now && !self.background_is_running;
         if !is_due || self.is_broken(Broken::NoBackgroundFlush) {
-            return;
+            return false;
         }
         let mut due = Micros(u64::MAX);
         for disk in &self.dirty {
@@ -220,9 +226,11 @@ impl<V: Volume> Disks<V> {
             due = due.min(state.flush_due(is_ordered, self.now, self.flush_times.p99_micros()));
         }
         self.flush_due = due;
-        if due <= self.now {
-            self.flush_in_background();
+        if due > self.now {
+            return false;
         }
+        self.flush_in_background();
+        true
     }
 
     /// Starts a flush that nobody waits for.

@@ -2,8 +2,10 @@
 
 use bowline_store::Io;
 
-use super::Reference;
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::record::{Header, MAGIC, NOTHING};
+use super::{PAGE_U32, Reference};
 use crate::platter::PAGE;
 use crate::subject::OpenError;
 

@@ -3,6 +3,7 @@
 
 use bowline_store::{Refused, Ticket};
 
+use crate::journal::Moment;
 use crate::model::{Change, Value, Violation};
 use crate::platter::PAGE;
 use crate::run::{Simulation, Step, Stop, Waiting};
@@ -86,12 +87,14 @@ impl<S: Subject> Simulation<'_, S> {
         change: Change,
         mut act: impl FnMut(&mut S) -> Result<Option<u64>, Refused>,
     ) -> Step<()> {
-        self.model.next_number();
+        let number = self.model.next_number();
+        self.host.device.borrow_mut().note(Moment::Asked(number));
         for _ in 0..10_000 {
             self.room = false;
             match self.call(&mut act) {
                 Ok(Ok(sequence)) => {
                     self.model.admit(change);
+                    self.host.device.borrow_mut().note(Moment::Replied(number));
                     self.trace("admitted", || Self::describe(change));
                     self.coverage.hit("changes");
                     if let Some(sequence) = sequence {

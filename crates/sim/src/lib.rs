@@ -6,7 +6,9 @@
 
 mod act;
 mod coverage;
+mod explorer;
 mod faults;
+mod journal;
 mod judge;
 mod media;
 mod model;
@@ -22,7 +24,9 @@ mod workload;
 mod reference;
 
 pub use coverage::Coverage;
+pub use explorer::{Exploration, explore};
 pub use faults::{FLUSH, Fate, Faults, READ, WRITE};
+pub use journal::Moment;
 pub use judge::Judge;
 pub use media::{Device, DeviceCounters, Killed, SharedDevice, SimMedia};
 pub use model::{Change, Model, Value, Violation};

@@ -18,6 +18,7 @@ use bowline_store::{Completion, Io, IoId, Media, MediumError};
 
 use crate::Random;
 use crate::faults::{Fate, Faults};
+use crate::journal::Moment;
 use crate::platter::{Content, PAGE, Platter, SECTOR};
 
 const EIO: i32 = 5;
@@ -78,6 +79,7 @@ pub struct Device {
     counters: DeviceCounters,
     broken_rules: Vec<String>,
     scratch: Vec<u8>,
+    pub(crate) journal: Option<Vec<Moment>>,
 }
 
 /// A device shared by the simulator and the processes it simulates.
@@ -102,6 +104,7 @@ impl Device {
             counters: DeviceCounters::default(),
             broken_rules: Vec::new(),
             scratch: Vec::new(),
+            journal: None,
         }
     }
 
@@ -115,6 +118,17 @@ impl Device {
     #[must_use]
     pub fn counters(&self) -> DeviceCounters {
         self.counters
+    }
+
+    /// The memory its I/O moves bytes to and from.
+    #[must_use]
+    pub fn memory(&self) -> &Rc<Memory> {
+        &self.memory
+    }
+
+    /// From here on, what is drawn is another seed's.
+    pub fn reseed(&mut self, seed: u64) {
+        self.random = Random::new(seed);
     }
 
     /// What is stored.
@@ -451,7 +465,10 @@ impl Media for SimMedia {
     fn submit(&mut self, id: IoId, io: Io) {
         if self.alive() {
             self.die_if_due(|device| device.submit(id, io.clone()));
-            self.device.borrow_mut().submit(id, io);
+            let mut device = self.device.borrow_mut();
+            device.note_stores();
+            device.submit(id, io);
+            device.note_moved();
         }
     }
 
@@ -459,7 +476,11 @@ impl Media for SimMedia {
         if !self.alive() {
             return None;
         }
-        let (id, result) = self.device.borrow_mut().complete()?;
+        let mut device = self.device.borrow_mut();
+        device.note_stores();
+        let (id, result) = device.complete()?;
+        device.note_moved();
+        drop(device);
         self.die_if_due(|_| {});
         Some(Completion { id, result })
     }

@@ -133,7 +133,7 @@ impl<S: Subject> Simulation<'_, S> {
     }
 
     /// Ends the process and what `end` takes with it.
-    fn end(&mut self, end: Crash, counted: Crash) {
+    pub fn end(&mut self, end: Crash, counted: Crash) {
         let subject = self.subject.take();
         let _ = guarded(|| drop(subject));
         self.waiting.clear();
@@ -220,7 +220,7 @@ impl<S: Subject> Simulation<'_, S> {
     }
 
     /// Reads everything and finds the number it is the state of.
-    fn judge(&mut self, low: u64, high: u64) -> Result<u64, Violation> {
+    pub fn judge(&mut self, low: u64, high: u64) -> Result<u64, Violation> {
         if let Some(Health::Stopped(why) | Health::Damaged(why)) =
             self.subject.as_ref().map(Subject::health)
         {

@@ -95,6 +95,8 @@ pub(crate) struct Simulation<'a, S: Subject> {
     pub damaged: bool,
     pub room: bool,
     pub disks_made: u32,
+    /// The last change of the beginning.
+    pub first_replied: u64,
     pub buffer: Vec<u8>,
     next_ticket: u64,
     sink: Option<Sink<'a>>,
@@ -137,7 +139,7 @@ pub fn run_seed<'a, S: Subject>(
 }
 
 impl<'a, S: Subject> Simulation<'a, S> {
-    fn new(
+    pub fn new(
         seed: u64,
         options: &'a Options,
         setup: Setup,
@@ -161,19 +163,27 @@ impl<'a, S: Subject> Simulation<'a, S> {
             damaged: false,
             room: false,
             disks_made: 0,
+            first_replied: 0,
             buffer: Vec::new(),
             next_ticket: 0,
             sink,
         }
     }
 
-    fn run(&mut self) -> Result<(), Violation> {
-        let setup = &self.setup;
-        S::format(&self.host, setup).map_err(|error| Violation(format!("format: {error}")))?;
+    /// Makes the pool and its first disks.
+    pub fn begin(&mut self) -> Result<(), Violation> {
+        let formatted = guarded(|| S::format(&self.host, &self.setup));
+        self.settled(|_| formatted)?.map_err(|error| Violation(format!("format: {error}")))?;
         self.trace("format", String::new);
         self.host.crash_process(true);
         self.recover(&[Crash::Process])?;
         self.settled(|simulation| simulation.make_first_disks())?;
+        self.first_replied = self.model.replied();
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), Violation> {
+        self.begin()?;
         let mut plan = Plan::draw(self.options.operations, &mut self.random);
         for step in 0..self.options.operations {
             *self.host.device.borrow_mut().faults() = self.faults.clone();

@@ -1,7 +1,7 @@
 //! The simulator judged by itself: what is right passes, and every bug is found.
 
 use crate::reference::{BUGS, Reference};
-use crate::{Coverage, Options, run_seed};
+use crate::{Coverage, Exploration, Options, explore, run_seed};
 
 fn options(broken: Option<&str>) -> Options {
     Options {
@@ -50,4 +50,22 @@ fn a_seed_runs_the_same_way_twice() {
     let first = trace();
     assert!(first.len() > 300);
     assert_eq!(first, trace());
+}
+
+#[test]
+fn every_prefix_of_the_stores_is_adopted() {
+    let coverage = explore::<Reference>(1, &Exploration::default()).unwrap();
+    for (name, count) in coverage.iter() {
+        println!("{name:<40} {count}");
+    }
+    let reached = ["prefixes adopted", "prefixes with an unreplied change", "adoptions cut"];
+    assert_eq!(coverage.missing(&reached), [""; 0]);
+}
+
+#[test]
+fn what_is_published_before_its_content_is_found() {
+    let broken = Some("publish-before-content".to_owned());
+    let what = Exploration { broken: broken.clone(), ..Exploration::default() };
+    let violation = explore::<Reference>(1, &what).unwrap_err();
+    println!("{violation}");
 }

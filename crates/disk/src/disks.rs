@@ -1,10 +1,9 @@
 //! The disks of a pool: what a client may ask, and what happens at once.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use bowline_arena::{Memory, Pages, Span};
+use bowline_arena::{Memory, SharedPages, Span};
 use bowline_store::{BLOCK_BYTES, DiskId, Durability, Micros, Payload, Refused, Seq, Ticket};
 
 use crate::area::Area;
@@ -15,9 +14,6 @@ use crate::operation::{OperationId, Queue};
 use crate::slots::Slots;
 use crate::staging::{Shortage, Work};
 use crate::{IoError, IoErrorKind, Volume};
-
-/// The pages that everybody in the data thread shares.
-pub type SharedPages = Rc<RefCell<Pages>>;
 
 /// Bytes in a sector: the unit clients may use.
 pub const SECTOR_BYTES: u64 = 512;

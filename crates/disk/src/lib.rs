@@ -51,7 +51,7 @@ mod staging;
 mod tests;
 mod volume;
 
-pub use disks::{DiskCounters, Disks, SECTOR_BYTES, SharedPages};
+pub use disks::{DiskCounters, Disks, SECTOR_BYTES};
 pub use error::{IoError, IoErrorKind};
 pub use event::{ByteExtent, DiskEvent, Submitted};
 pub use loss::{Loss, LossLimits};

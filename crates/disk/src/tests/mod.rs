@@ -9,10 +9,10 @@ mod requests;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bowline_arena::{Memory, PAGE_BYTES, Pages};
+use bowline_arena::{Memory, PAGE_BYTES, Pages, SharedPages};
 use bowline_store::{DiskId, Durability, Micros, Payload, Ticket};
 
-use crate::{DiskEvent, Disks, IoError, SharedPages, Submitted};
+use crate::{DiskEvent, Disks, IoError, Submitted};
 use model::ModelVolume;
 
 /// Numbers that are the same for the same seed, for ever (SplitMix64).
@@ -40,10 +40,8 @@ impl Random {
 const DISK: DiskId = DiskId(1);
 
 fn shared_pages(count: u64) -> SharedPages {
-    let bytes = count * u64::from(PAGE_BYTES);
-    // SAFETY: a fresh memory without spans.
-    let pages = unsafe { Pages::new(Rc::new(Memory::private(bytes)), 0..bytes) };
-    Rc::new(RefCell::new(pages))
+    let memory = Memory::private(count * u64::from(PAGE_BYTES));
+    Rc::new(RefCell::new(Pages::whole(memory)))
 }
 
 /// Disks over a model that does nothing by chance, with one disk.

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bowline_arena::Span;
+use bowline_arena::{SharedPages, Span};
 use bowline_store::{
     BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, MediumError,
     Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
 };
 
 use super::Random;
-use crate::{SharedPages, Volume};
+use crate::Volume;
 
 /// One admitted change.
 struct Record {

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bowline_arena::Span;
+use bowline_arena::{SharedPages, Span};
 use bowline_store::{BLOCK_BYTES, DiskId, Durability, Micros, Payload, Ticket};
 
 use super::history::{Change, History, stamps};
 use super::model::ModelVolume;
 use super::{Random, shared_pages};
 use crate::broken::Broken;
-use crate::{DiskEvent, Disks, SECTOR_BYTES, SharedPages, Submitted, Volume};
+use crate::{DiskEvent, Disks, SECTOR_BYTES, Submitted, Volume};
 
 /// Small and dense, large enough for runs of zeros that are no bytes, and `ordered`.
 const DISKS: [(DiskId, u64, Durability); 4] = [

@@ -144,6 +144,11 @@ fn states_are_told_in_bytes() {
     assert_eq!(all, [(7680, data), (4096, hole), (4096, zero), (3584, hole)]);
     assert_eq!(ask(4608, 512, 9), [(512, data)]);
     assert_eq!(ask(0, 40_960, 2), [(8192, data), (4096, hole)]);
+
+    let mut disks = quiet(8192 + 512, Durability::Strict);
+    assert_eq!(disks.zero(Ticket(1), DISK, 8192, 512, true, false), OK, "whole, as far as it goes");
+    assert_eq!(disks.discard(Ticket(1), DISK, 8192, 512, false), OK);
+    assert_eq!(disks.store().admitted_through().0, 2);
 }
 
 #[test]
@@ -186,6 +191,7 @@ fn starve(broken: Option<Broken>) -> (Vec<u64>, bool) {
     poll_once(&mut disks);
     disks.store_mut().busy_percent = 0;
     disks.store_mut().clear_busy();
+    assert_eq!(merge(&mut disks, 31, 3, 9), Submitted::Pending);
     let newcomer = disks.write(Ticket(30), DiskId(3), 0, &mut Payload::Copied(&[&BLOCK]), false);
     poll(&mut disks, 1);
     let mut served = Vec::new();
@@ -209,8 +215,8 @@ fn those_who_wait_for_room_are_served_first_and_in_turn_by_disk() {
     assert!(!newcomer_came_first);
     let disks: Vec<u64> = served.iter().map(|ticket| ticket / 10).collect();
     let first = disks[0];
-    assert_eq!(disks[..4], [first, 3 - first, first, 3 - first]);
-    assert_eq!(disks[6], 0, "the newcomer is told when all have been served");
+    assert_eq!(disks[..6], [first, 3 - first, 3, first, 3 - first, 1]);
+    assert_eq!(disks[7], 0, "the newcomer is told when all have been served");
     let (_, newcomer_came_first) = starve(Some(Broken::OvertakeStarving));
     assert!(newcomer_came_first, "the broken promise is noticed");
 }

@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bowline_arena::{Memory, Part, Record};
+use bowline_arena::{Memory, Part};
 
 use crate::journal::Moment;
 use crate::media::Device;
@@ -117,9 +117,9 @@ impl Start {
         host
     }
 
-    fn store(&mut self, record: &Record) {
-        let start = record.offset as usize;
-        self.image[start..start + record.bytes.len()].copy_from_slice(&record.bytes);
+    fn store(&mut self, offset: u64, bytes: &[u8]) {
+        let start = offset as usize;
+        self.image[start..start + bytes.len()].copy_from_slice(bytes);
     }
 }
 
@@ -135,17 +135,28 @@ impl Ground<'_> {
     ) -> Result<(), Violation> {
         let (mut stores, mut adopted) = (0, 0);
         for moment in journal {
+            let is_due = (stores + 1) % stride == 0;
             match moment {
+                Moment::Stored(record) if record.bytes.len() > 8 && is_due => {
+                    // A store of many words is cut inside, too.
+                    let words = self.random.between(1, (record.bytes.len() as u64 / 8).max(2) - 1);
+                    start.store(record.offset, &record.bytes[..words as usize * 8]);
+                    self.adopt::<S>(&start, allowed, false).map_err(|violation| {
+                        Violation(format!("cut inside store {}: {}", stores + 1, violation.0))
+                    })?;
+                    self.coverage.hit("stores cut inside");
+                    start.store(record.offset, &record.bytes);
+                }
                 Moment::Moved(device) => start.device = (**device).clone(),
                 Moment::Asked(number) => allowed.1 = *number,
                 Moment::Replied(number) => allowed.0 = *number,
-                Moment::Stored(record) => start.store(record),
+                Moment::Stored(record) => start.store(record.offset, &record.bytes),
             }
             if matches!(moment, Moment::Moved(_) | Moment::Asked(_)) {
                 continue;
             }
             stores += 1;
-            if stores % stride != 0 {
+            if !is_due {
                 continue;
             }
             adopted += 1;

@@ -16,12 +16,12 @@ mod platter;
 mod recover;
 mod rng;
 mod run;
+mod seeds;
 mod stamp;
 mod subject;
 mod workload;
 
-#[cfg(test)]
-mod reference;
+pub mod reference;
 
 pub use coverage::Coverage;
 pub use explorer::{Exploration, explore};
@@ -34,6 +34,7 @@ pub use platter::{Content, PAGE, Platter, SECTOR};
 pub use recover::Crash;
 pub use rng::Random;
 pub use run::{Options, Outcome, Sink, run_seed};
+pub use seeds::{COVERED, COVERED_BY_POOLS, COVERED_WITH_FAULTS, Report, find, run_seeds};
 pub use stamp::{Seen, Stamp, identify};
 pub use subject::{Health, Host, OpenError, Run, Setup, Subject, Told};
 pub use workload::{HUGE, Op, Target, Workload};

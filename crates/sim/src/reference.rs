@@ -39,6 +39,7 @@ struct Read {
     failed: Option<String>,
 }
 
+/// The little store.
 pub struct Reference {
     setup: Setup,
     media: SimMedia,
@@ -214,7 +215,10 @@ impl Reference {
     }
 
     fn answer_flushes(&mut self) {
-        while let Some((ticket, _)) = self.flushes.pop_front_if(|next| next.1 <= self.durable) {
+        while let Some(&(ticket, number)) = self.flushes.front()
+            && number <= self.durable
+        {
+            self.flushes.pop_front();
             self.told.push_back(Told::Flushed { ticket, result: Ok(()) });
         }
         let early = self.buggy("reuse-buffers") && self.crowded;

@@ -11,7 +11,7 @@ use crate::subject::OpenError;
 
 impl Reference {
     /// The longest chain that verifies.
-    pub fn replay(&mut self) -> Result<(), OpenError> {
+    pub(super) fn replay(&mut self) -> Result<(), OpenError> {
         let mut at = 0;
         while let Some(page) = self.read_blocks(at, 1)? {
             let header = Header::decode(&page);
@@ -48,7 +48,7 @@ impl Reference {
     }
 
     /// What the dead left in the memory, written again where it belongs.
-    pub fn adopt(&mut self) -> Result<(), OpenError> {
+    pub(super) fn adopt(&mut self) -> Result<(), OpenError> {
         let memory = self.pages.memory().clone();
         if memory.read(&self.control, 8) != MAGIC || self.buggy("lose-acknowledged") {
             return Ok(());
@@ -76,7 +76,7 @@ impl Reference {
     }
 
     /// A record of this start or stop: what an earlier one left beyond it does not chain to it.
-    pub fn mark(&mut self, boot: u64, clean: bool) -> Result<(), OpenError> {
+    pub(super) fn mark(&mut self, boot: u64, clean: bool) -> Result<(), OpenError> {
         let mut span = self.pages.take(1).ok_or(OpenError::Other("no page".into()))?;
         let salt = self.setup.seed ^ self.media.generation();
         let header = self.header(NOTHING, salt, boot, u64::from(clean), 0);
@@ -92,7 +92,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn begin(&mut self, boot: u64) -> Result<(), OpenError> {
+    pub(super) fn begin(&mut self, boot: u64) -> Result<(), OpenError> {
         if !self.buggy("no-flush-at-recovery") {
             self.blocking(Io::Flush)?;
         }

@@ -154,6 +154,12 @@ impl<S: Subject> Simulation<'_, S> {
             self.read(Target { disk, lba: 0, blocks: size.min(16) })?;
         }
         self.wait("reads while writing is stopped", |simulation| simulation.waiting.is_empty())?;
+        if self.random.one_in(3) {
+            // What was acknowledged must outlive a process that could not write it, too.
+            self.coverage.hit("killed while writing is stopped");
+            self.host.device.borrow_mut().kill();
+            return Err(Stop::Died);
+        }
         if let Err(error) = self.call(S::resume)? {
             self.trace("resume", || error.clone());
             return Err(Violation(format!("resume failed on a good medium: {error}")).into());

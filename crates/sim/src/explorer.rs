@@ -11,8 +11,8 @@ use std::rc::Rc;
 
 use bowline_arena::{Memory, Part};
 
+use crate::device::Device;
 use crate::journal::Moment;
-use crate::media::Device;
 use crate::model::{Model, Violation};
 use crate::recover::Crash;
 use crate::run::{Options, Simulation, Stop, guarded};
@@ -112,7 +112,7 @@ impl Start {
         device.reseed(seed);
         device.succeed(memory.clone());
         let device = Rc::new(RefCell::new(device));
-        let mut host = Host { device, memory, boot: self.boot };
+        let mut host = Host { device, memory, is_fresh: false, boot: self.boot };
         host.crash_process(true);
         host
     }

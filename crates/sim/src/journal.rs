@@ -3,7 +3,7 @@
 
 use bowline_arena::Record;
 
-use crate::media::Device;
+use crate::device::Device;
 
 /// One thing that happened.
 #[derive(Clone)]

@@ -1,15 +1,17 @@
 //! Simulator, crash replayer and workloads.
 //!
 //! A seed is a pool of some MiB on a simulated device, guests that use it, and crashes of every kind;
-//! the same seed runs the same way on every machine. Reading order: `media` (the device), `stamp` and
+//! the same seed runs the same way on every machine. Reading order: `device`, `stamp` and
 //! `model` (the oracle), `subject` (what is tested), `run` (one seed).
 
 mod act;
 mod coverage;
+mod device;
 mod explorer;
 mod faults;
 mod journal;
 mod judge;
+mod lies;
 mod media;
 mod model;
 mod platter;
@@ -24,11 +26,13 @@ mod workload;
 pub mod reference;
 
 pub use coverage::Coverage;
+pub use device::{Device, DeviceCounters, SharedDevice};
 pub use explorer::{Exploration, explore};
 pub use faults::{FLUSH, Fate, Faults, READ, WRITE};
 pub use journal::Moment;
 pub use judge::Judge;
-pub use media::{Device, DeviceCounters, Killed, SharedDevice, SimMedia};
+pub use lies::lie;
+pub use media::{Killed, SimMedia};
 pub use model::{Change, Model, Value, Violation};
 pub use platter::{Content, PAGE, Platter, SECTOR};
 pub use recover::Crash;

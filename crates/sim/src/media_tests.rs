@@ -1,5 +1,10 @@
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bowline_arena::{Memory, Pages, Span};
+
 use super::*;
-use bowline_arena::{Pages, Span};
+use crate::Faults;
 
 struct Bench {
     device: SharedDevice,

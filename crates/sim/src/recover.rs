@@ -182,6 +182,9 @@ impl<S: Subject> Simulation<'_, S> {
 
     /// Starts the successor after these crashes, and judges.
     pub fn recover(&mut self, ends: &[Crash]) -> Result<(), Violation> {
+        if self.options.faults && !ends.contains(&Crash::Memory) && self.random.one_in(5) {
+            self.recover_in_vain()?;
+        }
         let mut told = false;
         let opened = match guarded(|| S::open(&self.host, &self.setup, false)) {
             Ok(Err(OpenError::LostWrites)) => {
@@ -216,6 +219,29 @@ impl<S: Subject> Simulation<'_, S> {
             if lost || self.options.adopted_is_durable { number } else { self.model.promised() };
         self.model.settle(number, durable);
         self.trace("judged", || format!("the pool is as of {number}"));
+        Ok(())
+    }
+
+    /// A recovery on a medium that cannot read now must fail, or know everything all the same: an
+    /// error is not the end of the log.
+    fn recover_in_vain(&mut self) -> Result<(), Violation> {
+        let errors = [self.random.between(500, 20_000) as u32, 0, 0];
+        *self.host.device.borrow_mut().faults() = Faults { errors, left: 2, ..Faults::default() };
+        let before = self.host.device.borrow().counters().errors;
+        let opened = guarded(|| S::open(&self.host, &self.setup, true));
+        *self.host.device.borrow_mut().faults() = Faults::default();
+        let failed = self.host.device.borrow().counters().errors != before;
+        match opened {
+            Ok(Ok(_)) if failed => self.coverage.hit("recoveries despite read errors"),
+            Ok(Ok(_)) => {}
+            Ok(Err(OpenError::Medium(_))) if failed => {
+                self.coverage.hit("recoveries refused by read errors");
+            }
+            Ok(Err(error)) => return Err(Violation(format!("recovery: {error}"))),
+            Err(Stop::Broken(violation)) => return Err(violation),
+            Err(Stop::Died) => return Err(Violation("the process died by itself".into())),
+        }
+        self.end(Crash::Process, Crash::Clean);
         Ok(())
     }
 

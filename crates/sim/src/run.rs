@@ -175,7 +175,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
         let formatted = guarded(|| S::format(&self.host, &self.setup));
         self.settled(|_| formatted)?.map_err(|error| Violation(format!("format: {error}")))?;
         self.trace("format", String::new);
-        self.host.crash_process(true);
+        self.host.lose_memory();
         self.recover(&[Crash::Process])?;
         self.settled(|simulation| simulation.make_first_disks())?;
         self.first_replied = self.model.replied();

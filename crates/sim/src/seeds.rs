@@ -38,6 +38,8 @@ pub const COVERED_WITH_FAULTS: &[&str] = &[
     "flushes failed",
     "writing stopped",
     "resumed",
+    "killed while writing is stopped",
+    "recoveries refused by read errors",
 ];
 
 /// What runs on a pool of slots, filled to the brim and damaged at the end must reach.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bowline_arena::Memory;
 use bowline_store::{Refused, Ticket};
 
-use crate::media::{Device, SharedDevice};
+use crate::device::{Device, SharedDevice};
 
 /// The size of a pool and of what serves it.
 #[derive(Debug, Clone)]
@@ -49,6 +49,8 @@ pub struct Host {
     pub device: SharedDevice,
     /// The memory that outlives the process, not the host.
     pub memory: Rc<Memory>,
+    /// Whether nobody has used the memory yet.
+    pub is_fresh: bool,
     /// Counts the host's boots.
     pub boot: u64,
 }
@@ -59,7 +61,7 @@ impl Host {
     pub fn new(setup: &Setup) -> Host {
         let memory = Rc::new(Memory::private(setup.arena_bytes));
         let device = Device::new(setup.medium_blocks, memory.clone(), setup.seed);
-        let host = Host { device: Rc::new(RefCell::new(device)), memory, boot: 1 };
+        let host = Host { device: Rc::new(RefCell::new(device)), memory, is_fresh: true, boot: 1 };
         host.device.borrow_mut().succeed(host.memory.clone());
         host
     }
@@ -72,6 +74,7 @@ impl Host {
             device.settle();
         }
         self.memory = Rc::new(self.memory.successor());
+        self.is_fresh = false;
         device.succeed(self.memory.clone());
     }
 
@@ -80,6 +83,7 @@ impl Host {
         let mut device = self.device.borrow_mut();
         device.crash_host();
         self.memory = Rc::new(Memory::private(self.memory.bytes_total()));
+        self.is_fresh = true;
         self.boot += 1;
         device.succeed(self.memory.clone());
     }
@@ -88,6 +92,7 @@ impl Host {
     pub fn lose_memory(&mut self) {
         self.crash_process(true);
         self.memory = Rc::new(Memory::private(self.memory.bytes_total()));
+        self.is_fresh = true;
         self.device.borrow_mut().succeed(self.memory.clone());
     }
 }

@@ -1,7 +1,7 @@
 //! The simulator judged by itself: what is right passes, and every bug is found.
 
 use crate::reference::{BUGS, Reference};
-use crate::{Coverage, Exploration, Options, explore, run_seed};
+use crate::{Coverage, Exploration, Options, explore, lie, run_seed};
 
 fn options(broken: Option<&str>) -> Options {
     Options {
@@ -54,7 +54,8 @@ fn a_seed_runs_the_same_way_twice() {
 
 #[test]
 fn every_prefix_of_the_stores_is_adopted() {
-    let coverage = explore::<Reference>(1, &Exploration::default()).unwrap();
+    let what = Exploration { operations: 60, stride: 5, nested_stride: 20, ..Default::default() };
+    let coverage = explore::<Reference>(1, &what).unwrap();
     for (name, count) in coverage.iter() {
         println!("{name:<40} {count}");
     }
@@ -68,4 +69,14 @@ fn what_is_published_before_its_content_is_found() {
     let what = Exploration { broken: broken.clone(), ..Exploration::default() };
     let violation = explore::<Reference>(1, &what).unwrap_err();
     println!("{violation}");
+}
+
+#[test]
+fn a_lying_device_never_makes_a_store_serve_what_was_not_written() {
+    let mut coverage = Coverage::default();
+    for seed in 1..9 {
+        coverage.merge(&lie::<Reference>(seed).unwrap());
+    }
+    assert!(coverage.count("lies that could not be proven") > 0);
+    assert!(coverage.count("lies without a loss") > 0);
 }

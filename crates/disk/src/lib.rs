@@ -11,11 +11,11 @@
 //!   that waits holds no place in the log and delays nobody else's.
 //! - **Between reading an old block and replacing it, nothing else changes it.** An operation owns
 //!   its blocks from submission on; a write, run of zeros or discard that overlaps one waits behind
-//!   it, in the order of submission. Requests wait only for earlier ones, so nobody waits in a ring
+//!   it, in the order of submission. Requests wait for earlier ones only, so nobody waits in a ring
 //!   and everybody's turn comes. Requests of whole blocks that overlap no operation never wait.
 //! - **Reads never wait.** They see what is admitted: all that was replied, and none or all of a
 //!   change that is not. A read that is submitted while an operation waits sees the old bytes.
-//! - **Nobody waits while holding half of what it needs.** An operation takes all its memory when it
+//! - **Nobody waits with half of what it needs.** An operation takes all its memory when it
 //!   is submitted, or is refused as busy and has taken nothing.
 //! - **Operations that the store has no room for are served before new requests**, in turn by disk.
 //! - **FLUSH** is answered when all changes admitted to the disk before it arrived are durable; at

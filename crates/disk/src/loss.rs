@@ -1,8 +1,8 @@
 //! What a loss of power would cost now: acknowledged writes that no flush has covered.
 //!
 //! Kept in a few chunks per disk instead of write by write. A chunk is never part durable because
-//! of a flush of ours: a new one begins after each ([`Unflushed::note`]). Where the store flushes on
-//! its own account the age and the bytes shown are too high by at most one chunk, never too low.
+//! of a flush of ours: a new one begins after each ([`Unflushed::note`]). Where the store flushes
+//! on its own account the age and bytes shown are too high by at most one chunk, never too low.
 
 use std::collections::VecDeque;
 
@@ -58,8 +58,8 @@ pub(crate) struct Unflushed {
 }
 
 impl Unflushed {
-    /// Notes that the change `seq` is acknowledged now. `flushing_through` is the last change that a
-    /// flush was asked for.
+    /// Notes that the change `seq` is acknowledged now. `flushing_through` is the last change that
+    /// a flush was asked for.
     pub fn note(
         &mut self,
         now: Micros,

@@ -175,7 +175,8 @@ fn what_a_predecessor_acknowledged_is_flushed() {
 /// Writes to an `ordered` disk over a medium with slow flushes and says what broke a limit.
 fn lose(seed: u64, broken: Option<Broken>) -> Result<u64, String> {
     let mut random = Random(seed);
-    let limits = LossLimits { loss_ms_max: 100, loss_bytes_max: 64 << 10 };
+    let loss_bytes_max = [64 << 10, 64 << 20][random.below(2) as usize];
+    let limits = LossLimits { loss_ms_max: 100, loss_bytes_max };
     let mut disks = quiet(1 << 20, Durability::Ordered);
     disks.set_loss_limits(DISK, limits);
     disks.broken = broken;

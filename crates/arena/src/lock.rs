@@ -14,7 +14,15 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 /// A lock held; dropping it gives it up.
 #[derive(Debug)]
 pub struct OwnerLock {
-    _descriptor: OwnedFd,
+    descriptor: OwnedFd,
+}
+
+impl Drop for OwnerLock {
+    /// Unlocks, though closing would: another thread's child may have the descriptor until its exec.
+    fn drop(&mut self) {
+        // Cannot fail for a lock that is held; closing follows anyway.
+        let _ = rustix::fs::flock(&self.descriptor, FlockOperation::Unlock);
+    }
 }
 
 /// What is known of a process that holds a lock.
@@ -73,7 +81,7 @@ impl OwnerLock {
 
 fn lock(descriptor: OwnedFd) -> std::io::Result<Option<OwnerLock>> {
     match rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(OwnerLock { _descriptor: descriptor })),
+        Ok(()) => Ok(Some(OwnerLock { descriptor })),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -247,25 +247,31 @@ impl Ring {
     /// If nothing is in flight and there is no timeout: that would be for ever.
     pub fn wait(&mut self, timeout: Option<Duration>, spin: Duration) -> std::io::Result<()> {
         assert!(timeout.is_some() || self.in_flight() > 0, "a wait for nothing");
-        self.poll()?;
-        if self.ready() || timeout == Some(Duration::ZERO) {
-            return Ok(());
-        }
         let spin = timeout.map_or(spin, |timeout| timeout.min(spin));
-        if !spin.is_zero() {
-            let start = Instant::now();
-            while start.elapsed() < spin {
-                if self.queues.sq_flags() & abi::SQ_TASKRUN != 0 {
-                    self.enter(0, None)?;
-                }
-                if self.ready() {
-                    return Ok(());
-                }
-                std::hint::spin_loop();
+        if self.ready() || !spin.is_zero() || timeout == Some(Duration::ZERO) {
+            self.poll()?;
+            if self.ready() || timeout == Some(Duration::ZERO) || self.spin(spin)? {
+                return Ok(());
             }
         }
+        self.refill();
         self.enter(1, timeout.map(|timeout| timeout.saturating_sub(spin)))?;
         Ok(())
+    }
+
+    /// Looks for completions without sleeping; true if there are some.
+    fn spin(&mut self, spin: Duration) -> std::io::Result<bool> {
+        let start = Instant::now();
+        while start.elapsed() < spin {
+            if self.queues.sq_flags() & abi::SQ_TASKRUN != 0 {
+                self.enter(0, None)?;
+            }
+            if self.ready() {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(false)
     }
 
     /// The next operation that has come back, if one has.

@@ -349,7 +349,7 @@ impl<V: Volume> Disks<V> {
             return Submitted::Done(Err(no_such_disk(disk)));
         }
         if let Err(error) = self.volume.set_durability(disk, durability) {
-            return Submitted::Done(Err(IoError::new(IoErrorKind::Stopped, error.to_string())));
+            return Submitted::Done(Err(error.into()));
         }
         self.flush_due = self.now;
         self.make_durable(ticket);

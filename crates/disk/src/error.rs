@@ -1,6 +1,6 @@
 //! Why a request on a disk failed, in words for people and a kind for protocols.
 
-use bowline_store::{ReadError, Refused};
+use bowline_store::{ReadError, Refused, StoreError};
 
 /// What a protocol tells its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,17 @@ impl From<ReadError> for IoError {
         let kind = match error {
             ReadError::Checksum { .. } | ReadError::Map { .. } => IoErrorKind::Corrupt,
             _ => IoErrorKind::Medium,
+        };
+        IoError::new(kind, error.to_string())
+    }
+}
+
+impl From<StoreError> for IoError {
+    fn from(error: StoreError) -> IoError {
+        let kind = match error {
+            StoreError::Medium(_) => IoErrorKind::Medium,
+            StoreError::Damaged(_) => IoErrorKind::Corrupt,
+            _ => IoErrorKind::Invalid,
         };
         IoError::new(kind, error.to_string())
     }

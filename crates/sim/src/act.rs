@@ -279,6 +279,12 @@ impl<S: Subject> Simulation<'_, S> {
                 (Waiting::Status { disk, lba, blocks, low }, Ok(runs)) => {
                     self.hear_status(disk, lba, blocks, low, &runs)?;
                 }
+                (Waiting::JudgeStatus { disk, lba, end }, Ok(runs)) => {
+                    self.hear_judge_status(disk, lba, end, &runs)?;
+                }
+                (Waiting::JudgeStatus { .. }, Err(error)) if self.damaged => {
+                    self.trace("status", || error);
+                }
                 (Waiting::Status { .. }, Err(error)) if self.errors() > 0 => {
                     self.trace("status", || error);
                 }
@@ -350,6 +356,29 @@ impl<S: Subject> Simulation<'_, S> {
             }
         }
         Ok(())
+    }
+
+    /// Keeps states for the judge and asks for the rest.
+    fn hear_judge_status(&mut self, disk: u32, lba: u64, end: u64, runs: &[Run]) -> Step<()> {
+        let mut at = lba;
+        for run in runs {
+            self.judged_states.push((disk, at, *run));
+            at += run.blocks;
+        }
+        if at == lba || at > end {
+            let text = format!("disk {disk} {lba}..{end}: states of another range: {runs:?}");
+            return Err(Violation(text).into());
+        }
+        self.ask_states(disk, at, end)
+    }
+
+    /// Asks for the states of blocks, for the judge.
+    pub fn ask_states(&mut self, disk: u32, lba: u64, end: u64) -> Step<()> {
+        if lba == end {
+            return Ok(());
+        }
+        let ticket = self.ticket(Waiting::JudgeStatus { disk, lba, end });
+        self.call(|subject| subject.block_status(ticket, disk, lba, end - lba))
     }
 
     /// States are verified where nothing was changed since the question.

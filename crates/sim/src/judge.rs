@@ -3,7 +3,7 @@
 //! Found by counting: each block that was read fits some intervals of numbers, and so does each disk;
 //! the pool is right if some number lies in an interval of every one.
 
-use crate::model::{Model, Violation};
+use crate::model::{Model, Value, Violation};
 use crate::stamp::Seen;
 
 /// Finds the one number that explains everything seen in a pool.
@@ -76,6 +76,29 @@ impl<'a> Judge<'a> {
             return Ok(());
         }
         Err(self.model.misfit(disk, lba, seen, self.low, self.high))
+    }
+
+    /// A block was told to be in a state.
+    ///
+    /// # Errors
+    /// If it was so at no allowed number.
+    pub fn state(&mut self, disk: u32, lba: u64, value: Value) -> Result<(), Violation> {
+        let states = self.model.states(disk, lba);
+        let mut found = Vec::new();
+        for (index, &(number, other)) in states.iter().enumerate() {
+            if other == value {
+                found.push((number, states.get(index + 1).map_or(u64::MAX, |next| next.0 - 1)));
+            }
+        }
+        if matches!(found[..], [(first, last)] if first <= self.low && last >= self.high) {
+            return Ok(());
+        }
+        let name = || format!("disk {disk} block {lba} is told to be {value:?}");
+        self.bound(&found, name).then_some(()).ok_or_else(|| {
+            let (low, high) = (self.low, self.high);
+            let text = format!("{} is not allowed in {low}..={high}; it was {states:?}", name());
+            Violation(text)
+        })
     }
 
     /// The highest number that explains everything.

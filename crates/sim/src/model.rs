@@ -228,20 +228,23 @@ impl Model {
         self.disks.get(&disk).map_or(&[], |model| &model.sizes)
     }
 
+    /// What a block held, each value from its number on.
+    #[must_use]
+    pub fn states(&self, disk: u32, lba: u64) -> Vec<(u64, Value)> {
+        let mut states = vec![(0, Value::Hole)];
+        let Some(model) = self.disks.get(&disk) else { return states };
+        let exact = model.blocks.get(&lba).map_or(&[][..], Vec::as_slice);
+        let first = exact.first().map_or(u64::MAX, |version| version.number);
+        let ranged = model.ranges.iter().filter(|range| range.covers(lba));
+        let before = ranged.map(|range| range.version).filter(|version| version.number < first);
+        states.extend(before.chain(exact.iter().copied()).map(|v| (v.number, v.value)));
+        states
+    }
+
     /// What a block holds now.
     #[must_use]
     pub fn value(&self, disk: u32, lba: u64) -> Value {
-        let Some(model) = self.disks.get(&disk) else { return Value::Hole };
-        let exact = model.blocks.get(&lba).and_then(|versions| versions.last());
-        let ranged = model.ranges.iter().rev().find(|range| range.covers(lba));
-        match (exact, ranged) {
-            (Some(exact), Some(range)) if range.version.number > exact.number => {
-                range.version.value
-            }
-            (Some(exact), _) => exact.value,
-            (None, Some(range)) => range.version.value,
-            (None, None) => Value::Hole,
-        }
+        self.states(disk, lba).last().map_or(Value::Hole, |state| state.1)
     }
 
     /// Whether what a read saw was current at some number from `low` through `high`.

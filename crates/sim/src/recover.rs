@@ -268,6 +268,11 @@ impl<S: Subject> Simulation<'_, S> {
                 judge.block(disk, lba, seen)?;
             }
         }
+        for &(disk, lba, run) in &self.judged_states {
+            for lba in self.model.corners(disk, lba, run.blocks) {
+                judge.state(disk, lba, run.value)?;
+            }
+        }
         let number = judge.verdict()?;
         self.coverage.add("blocks judged", self.judged.len() as u64);
         Ok(number)
@@ -276,8 +281,10 @@ impl<S: Subject> Simulation<'_, S> {
     /// Reads all blocks of all disks, of huge ones those that were ever touched and their neighbours.
     pub fn read_everything(&mut self) -> Step<Vec<(u32, u64)>> {
         self.judged.clear();
+        self.judged_states.clear();
         let disks = self.call(|subject| subject.disks())?;
         for &(disk, size) in &disks {
+            self.ask_states(disk, 0, size)?;
             if size <= JUDGE_WHOLE {
                 for lba in (0..size).step_by(JUDGE_BLOCKS as usize) {
                     self.judge_read(disk, lba, JUDGE_BLOCKS.min(size - lba))?;

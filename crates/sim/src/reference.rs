@@ -360,16 +360,18 @@ impl Subject for Reference {
 
     fn block_status(&mut self, ticket: Ticket, disk: u32, lba: u64, blocks: u64) {
         let changes = self.states.get(&u64::from(disk)).map_or(&[][..], Vec::as_slice);
-        let value = |lba: u64| {
-            let last = changes.iter().rev().find(|c| lba >= c.0 && lba - c.0 < c.1);
-            last.map_or(Value::Hole, |change| change.2)
-        };
-        let mut runs: Vec<Run> = Vec::new();
-        for lba in lba..lba + blocks.min(256) {
-            match runs.last_mut() {
-                Some(run) if run.value == value(lba) => run.blocks += 1,
-                _ => runs.push(Run { blocks: 1, value: value(lba) }),
-            }
+        let end = lba + blocks;
+        let (mut runs, mut at): (Vec<Run>, u64) = (Vec::new(), lba);
+        while at < end && runs.len() < 64 {
+            // The last change that covers a block decides it; later ones bound the run.
+            let last = changes.iter().rposition(|c| at >= c.0 && at - c.0 < c.1);
+            let value = last.map_or(Value::Hole, |index| changes[index].2);
+            let own_end = last.map_or(end, |index| changes[index].0 + changes[index].1);
+            let later = changes[last.map_or(0, |index| index + 1)..].iter();
+            let next = later.filter(|c| c.1 > 0 && c.0 > at).map(|c| c.0).min().unwrap_or(end);
+            let blocks = own_end.min(next).min(end) - at;
+            runs.push(Run { blocks, value });
+            at += blocks;
         }
         self.told.push_back(Told::Status { ticket, result: Ok(runs) });
     }

@@ -10,7 +10,7 @@ use crate::media::Killed;
 use crate::model::{Change, Model, Violation};
 use crate::recover::{Crash, Plan};
 use crate::stamp::Seen;
-use crate::subject::{Host, Setup, Subject};
+use crate::subject::{Host, Run, Setup, Subject};
 use crate::workload::Workload;
 use crate::{Faults, Random};
 
@@ -73,6 +73,7 @@ pub(crate) enum Waiting {
     Read { disk: u32, lba: u64, blocks: u64, low: u64, errors: u64 },
     Judge { disk: u32, lba: u64, blocks: u64 },
     Status { disk: u32, lba: u64, blocks: u64, low: u64 },
+    JudgeStatus { disk: u32, lba: u64, end: u64 },
     Flush { number: u64 },
 }
 
@@ -92,6 +93,8 @@ pub(crate) struct Simulation<'a, S: Subject> {
     pub waiting: BTreeMap<Ticket, Waiting>,
     /// What the judge has read: none where the block could not be.
     pub judged: Vec<(u32, u64, Option<Seen>)>,
+    /// The states the judge was told: of these blocks.
+    pub judged_states: Vec<(u32, u64, Run)>,
     pub damaged: bool,
     pub room: bool,
     pub disks_made: u32,
@@ -160,6 +163,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
             faults,
             waiting: BTreeMap::new(),
             judged: Vec::new(),
+            judged_states: Vec::new(),
             damaged: false,
             room: false,
             disks_made: 0,

@@ -78,7 +78,7 @@ impl Reference {
     /// A record of this start or stop: what an earlier one left beyond it does not chain to it.
     pub(super) fn mark(&mut self, boot: u64, clean: bool) -> Result<(), OpenError> {
         let mut span = self.pages.take(1).ok_or(OpenError::Other("no page".into()))?;
-        let salt = self.setup.seed ^ self.media.generation();
+        let salt = self.setup.seed ^ self.media.generation() | 1 << 63;
         let header = self.header(NOTHING, salt, boot, u64::from(clean), 0);
         self.pages.memory().write(&mut span, 0, &header.encode());
         let at = self.position * PAGE as u64;
@@ -96,11 +96,15 @@ impl Reference {
         if !self.buggy("no-flush-at-recovery") {
             self.blocking(Io::Flush)?;
         }
+        // The memory belongs to this start before the log says that there is one.
+        let memory = self.pages.memory().clone();
+        if memory.read(&self.control, 8) != MAGIC {
+            memory.publish(&mut self.control, 0, 0);
+            memory.publish(&mut self.control, 8, MAGIC);
+        }
         self.mark(boot, false)?;
         self.durable = self.number;
-        let memory = self.pages.memory().clone();
         memory.publish(&mut self.control, 0, 0);
-        memory.publish(&mut self.control, 8, MAGIC);
         Ok(())
     }
 }

@@ -12,4 +12,4 @@ mod memory;
 mod pages;
 
 pub use memory::{Memory, Part, Record, Span};
-pub use pages::{PAGE_BYTES, Pages};
+pub use pages::{PAGE_BYTES, Pages, SharedPages};

@@ -12,6 +12,9 @@ use crate::{Memory, Part, Span};
 /// Bytes in a page: the unit of allocation, and of I/O with O_DIRECT.
 pub const PAGE_BYTES: u32 = 4096;
 
+/// Pages that several parts of one data thread take from.
+pub type SharedPages = Rc<std::cell::RefCell<Pages>>;
+
 /// A set of pages of one memory.
 pub struct Pages {
     memory: Rc<Memory>,

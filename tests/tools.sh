@@ -17,6 +17,8 @@ nbdsh python3-libnbd
 nbdkit nbdkit
 fio fio
 mmdebstrap mmdebstrap
+tar2sqfs squashfs-tools-ng
+depmod kmod
 mkfs.ext4 e2fsprogs
 mkfs.xfs xfsprogs
 mkfs.btrfs btrfs-progs
@@ -36,7 +38,9 @@ missing_packages() {
         command -v "$command" >/dev/null || echo "$package"
     done <<<"$NEEDED" | sort -u
     # nbdsh starts without its module; the archive's keys are what mmdebstrap trusts.
-    ! command -v nbdsh >/dev/null || /usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
+    if command -v nbdsh >/dev/null && ! /usr/bin/python3 -c 'import nbd' 2>/dev/null; then
+        echo python3-libnbd
+    fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
 }
 

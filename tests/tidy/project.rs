@@ -26,10 +26,14 @@ pub fn dead_files(files: &[File]) -> Vec<Problem> {
             (parents.contains(&parent.name) || parent.name == format!("{home}.rs"))
                 && parent.text.lines().any(|line| declares(line, module))
         });
+        let named = format!("#[path = \"{leaf}\"]");
+        let is_named = files
+            .iter()
+            .any(|parent| parent.name.starts_with(directory) && parent.text.contains(&named));
         let is_target = files
             .iter()
             .any(|manifest| manifest.name.ends_with("Cargo.toml") && manifest.text.contains(leaf));
-        if !declared && !is_target {
+        if !declared && !is_named && !is_target {
             problems.push(problem(&file.name, "no file declares this module".into()));
         }
     }

@@ -245,7 +245,8 @@ fn holds(line: &str, word: &str) -> bool {
 }
 
 fn head(file: &File, problems: &mut Vec<Problem>) {
-    if file.is(&[".rs"]) && !file.text.starts_with("//!") && !file.text.starts_with("#![") {
+    let tests = file.name.contains("/tests/") || file.is(&["tests.rs"]);
+    if file.is(&[".rs"]) && !tests && !file.text.starts_with("//!") {
         problems.push(file.problem(0, "no module head: say the purpose and the invariants"));
     }
 }

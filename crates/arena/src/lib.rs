@@ -8,8 +8,27 @@
 //!   [`Memory::publish`]; both can be recorded, so a test can adopt every prefix of the stores.
 //! - Positions are offsets, never pointers.
 
+mod abi;
+pub mod fail;
+mod fence;
+mod file;
+mod header;
+mod lock;
 mod memory;
+mod operation;
 mod pages;
+mod place;
+mod prefix;
+mod queues;
+mod ring;
 
+pub use fence::{DeadRing, FenceError, Passed, patience};
+pub use file::{Adopted, Arena, ArenaError, ArenaFile, ArenaOptions, SharedPages};
+pub use header::ARENA_LAYOUT;
+pub use lock::{Life, OwnerLock, life, own_start};
 pub use memory::{Memory, Part, Record, Span};
-pub use pages::{PAGE_BYTES, Pages, SharedPages};
+pub use operation::Operation;
+pub use pages::{PAGE_BYTES, Pages};
+pub use place::default_directory;
+pub use prefix::Prefixes;
+pub use ring::{Completed, Ring, RingOptions, RingRefused, UserData};

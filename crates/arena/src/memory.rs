@@ -7,7 +7,7 @@
 //!   keeps the span behind it and does not touch its bytes (a read) or change them (a write)
 //!   until the I/O has completed. Adoption honours the same rule for a dead process's I/O.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -86,6 +86,7 @@ pub struct Memory {
     bytes: u64,
     keep: Keep,
     recorder: RefCell<Option<Vec<Record>>>,
+    given_away: Cell<bool>,
 }
 
 impl Memory {
@@ -145,7 +146,14 @@ impl Memory {
     fn new(base: NonNull<u8>, bytes: u64, keep: Keep) -> Memory {
         static DOMAINS: AtomicU32 = AtomicU32::new(1);
         let domain = DOMAINS.fetch_add(1, Ordering::Relaxed);
-        Memory { domain, base, bytes, keep, recorder: RefCell::new(None) }
+        Memory {
+            domain,
+            base,
+            bytes,
+            keep,
+            recorder: RefCell::new(None),
+            given_away: Cell::new(false),
+        }
     }
 
     /// Number of bytes mapped.
@@ -201,6 +209,17 @@ impl Memory {
         into.extend_from_slice(bytes);
     }
 
+    /// All bytes as they are now: where the prefixes of recorded stores start from.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes as usize];
+        // SAFETY: the whole mapping is readable, and the vector is as long and not part of it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.as_ptr(), bytes.as_mut_ptr(), bytes.len());
+        }
+        bytes
+    }
+
     /// A memory of its own with the same bytes now: what a successor finds after a simulated death.
     #[must_use]
     pub fn successor(&self) -> Memory {
@@ -215,6 +234,11 @@ impl Memory {
             );
         }
         other
+    }
+
+    /// True once: for whoever makes safe use of the whole memory.
+    pub(crate) fn give_away(&self) -> bool {
+        !self.given_away.replace(true)
     }
 
     /// The bytes of a span.

@@ -12,9 +12,6 @@ use crate::{Memory, Part, Span};
 /// Bytes in a page: the unit of allocation, and of I/O with O_DIRECT.
 pub const PAGE_BYTES: u32 = 4096;
 
-/// Pages that several parts of one data thread take from.
-pub type SharedPages = Rc<std::cell::RefCell<Pages>>;
-
 /// A set of pages of one memory.
 pub struct Pages {
     memory: Rc<Memory>,
@@ -46,16 +43,18 @@ impl Pages {
         Pages { memory, first: region.start, count, free: count, used, cursor: 0 }
     }
 
-    /// All of a memory as pages, all free. Safe because the memory is given away: whoever claimed
-    /// spans of it before has promised not to let them overlap with anything.
+    /// All of a memory as pages, all free. Safe because it can be done once to a memory, and whoever
+    /// claimed spans of it otherwise has promised not to let them overlap with anything.
     ///
     /// # Panics
-    /// If the memory is larger than 2^32 pages.
+    /// If it is done twice to a memory.
     #[must_use]
-    pub fn whole(memory: Memory) -> Pages {
+    pub fn whole(memory: impl Into<Rc<Memory>>) -> Pages {
+        let memory = memory.into();
+        assert!(memory.give_away(), "a memory is given away once");
         let region = 0..memory.bytes_total();
-        // SAFETY: the memory was owned by the caller alone, so no spans of it are in use.
-        unsafe { Pages::new(Rc::new(memory), region) }
+        // SAFETY: only once, so the spans made by these pages are the only ones.
+        unsafe { Pages::new(memory, region) }
     }
 
     /// The memory the pages belong to.

@@ -1,2 +1,7 @@
-//! The `bowline` program.
-fn main() {}
+//! The program `bowline`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bowline::cli::main()
+}

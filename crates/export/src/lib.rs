@@ -1,1 +1,41 @@
-//! NBD sessions over disks.
+//! NBD sessions over disks, as one state machine without I/O.
+//!
+//! [`NbdServer`] owns all sessions of an instance. The event loop pulls [`Action`]s from it, carries
+//! them out on its sockets, and tells what came of them; disks are called directly, and their
+//! events are handed over. Nothing here blocks, reads a clock or touches a socket.
+//!
+//! Bytes:
+//! - Everything the kernel reads or writes lies in pages of the shared memory. A payload of 64 KiB
+//!   or more is received into the spans that become part of the log, and read data is sent from the
+//!   spans it was read into: neither is copied. Smaller payloads are copied once, from the receive
+//!   ring into the log.
+//! - A session that does nothing holds no pages.
+//! - Positions in both streams are counted from the first byte, so that a successor can go on.
+//!
+//! Memory is lent by lanes; module `budget` says why no session can wait for ever.
+//!
+//! What this crate does not do: accept, TLS, timeouts of its own (they come with
+//! [`NbdServer::poll`]), storing sessions in the arena.
+
+mod budget;
+mod counters;
+mod handshake;
+mod plan;
+mod read;
+mod receive;
+mod request;
+mod send;
+mod server;
+mod session;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod transmission;
+mod write;
+
+pub use bowline_arena::SharedPages;
+pub use counters::Counters;
+pub use server::{
+    Action, CloseCause, ExportedDisk, IoStop, NbdServer, Options, SessionId, SessionStatus,
+    TooManySessions,
+};

@@ -53,10 +53,6 @@ impl Appender {
         Appender { kind, buffers, current: None, target: None }
     }
 
-    pub(crate) fn kind(&self) -> SegmentKind {
-        self.kind
-    }
-
     /// Blocks left in the slot; 0 without one.
     pub(crate) fn blocks_left(&self, slot_blocks: u32) -> u32 {
         self.target.map_or(0, |target| slot_blocks - target.next_block)

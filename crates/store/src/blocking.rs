@@ -34,10 +34,6 @@ impl<'a, M: Media> Blocking<'a, M> {
         Ok(Blocking { media, memory, pages: pages.clone(), buffer: Some(buffer), next: 0 })
     }
 
-    pub(crate) fn media(&mut self) -> &mut M {
-        self.media
-    }
-
     /// Bytes the buffer holds.
     pub(crate) fn buffer_bytes(&self) -> u64 {
         self.buffer.as_ref().map_or(0, |span| u64::from(span.bytes()))

@@ -188,14 +188,16 @@ impl<M: Media> Store<M> {
             for index in checkpoint.fold.dying.get(&id).into_iter().flatten() {
                 live.clear(*index);
             }
-            let is_closed = matches!(self.segments.slot(segment.slot), Some(SlotState::Used(_)));
+            let is_closed = segment
+                .pieces
+                .iter()
+                .all(|piece| matches!(self.segments.slot(piece.slot), Some(SlotState::Used(_))));
             if live.count() == 0 && is_closed && id != checkpoint.position.segment {
                 checkpoint.reaped.push(id);
                 continue;
             }
-            let (kind, slot, block) = (segment.kind, segment.slot, segment.block);
-            let directory = segment.directory.clone();
-            let one = BlobSegment { segment: id, kind, slot, block, directory, live };
+            let (kind, pieces) = (segment.kind, segment.pieces.clone());
+            let one = BlobSegment { segment: id, kind, pieces, live };
             encode_segment(&one, &mut out);
         }
         checkpoint.blob = out;
@@ -345,7 +347,7 @@ impl<M: Media> Store<M> {
         let freed = self.segments.checkpoint_durable(checkpoint.begun);
         self.counters.slots_freed += freed as u64;
         self.counters.checkpoints += 1;
-        self.compaction.checkpoint_finished();
+        self.compaction.checkpoint_finished(self.segments.live_blocks());
         self.make_room();
     }
 

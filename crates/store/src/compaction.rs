@@ -18,7 +18,7 @@ use crate::format::{
     image_head_blocks, read_batch, read_image_head, write_image_head,
 };
 use crate::io::Purpose;
-use crate::segments::SlotState;
+use crate::segments::{Piece, SlotState};
 use crate::store::{Broken, Store};
 use crate::tables::{Directory, LiveBits};
 use crate::{Io, LineageId, Media, MediumError, SegmentId, SlotId};
@@ -29,6 +29,9 @@ pub(crate) const WINDOW_BLOCKS: u32 = 128;
 const BLOCKS_PER_STEP: u32 = 64;
 /// A slot that is fuller than this is no victim, unless space is needed urgently.
 const VICTIM_LIVE_PERCENT: u64 = 85;
+
+/// Slots emptied in a row for next to nothing after which compaction rests.
+const IDLE_JOBS_MAX: usize = 8;
 
 /// Where compaction stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,30 +45,39 @@ enum Phase {
 /// A victim being emptied.
 struct Job {
     victim: SlotId,
-    todo: Vec<SegmentId>,
-    image: Option<Image>,
+    todo: Vec<(SegmentId, u32)>,
+    source: Option<Source>,
     moves: Vec<(ImageMove, Directory)>,
     /// Image slots that are full, to be closed when the moves are in the log.
     full: Vec<SlotId>,
     phase: Phase,
 }
 
-/// An image being made.
-struct Image {
+/// A piece being copied.
+struct Source {
     segment: SegmentId,
     kind: SegmentKind,
+    piece: Piece,
+    /// What was alive when copying began.
     bits: LiveBits,
     /// The next index to be looked at.
     next: u32,
-    end: u32,
-    target: (SlotId, u32),
-    owners: Vec<Owner>,
-    /// Who owns the blocks that come next: of the batch, or of all if known.
+    /// Who owns the blocks that come next: of a batch, or of all.
     known: Vec<Owner>,
-    /// For a log segment, the index of the next batch head; none once heads end.
+    /// For a segment of the log that is whole, the index of the next batch head.
     next_head: Option<u32>,
-    head_read: bool,
-    /// Head blocks still to be written.
+    /// Whether the owners have yet to be read from the head of the image it is.
+    is_unread: bool,
+    image: Option<Image>,
+}
+
+/// An image being made.
+struct Image {
+    target: (SlotId, u32),
+    first: u32,
+    end: u32,
+    owners: Vec<Owner>,
+    /// Head blocks, once all data is there, and how much of them is written.
     head: Vec<u8>,
     head_at: usize,
 }
@@ -81,9 +93,14 @@ enum Window {
 
 /// Compaction's state.
 pub(crate) struct Compaction {
-    pub is_urgent: bool,
-    /// No slot is worth emptying until a checkpoint finds more dead blocks.
-    is_exhausted: bool,
+    /// Free slots a refused write waits for; 0 if none does.
+    pub slots_needed: usize,
+    /// Nothing is to be won until more blocks have died: so many were alive then.
+    exhausted_at: Option<u64>,
+    /// Victims emptied in a row that won next to nothing.
+    idle_jobs: usize,
+    /// Blocks the present job has put into images.
+    put_blocks: u32,
     buffer: Option<Span>,
     window: Window,
     job: Option<Job>,
@@ -94,8 +111,10 @@ impl Compaction {
     pub(crate) fn new(work: Vec<Span>) -> Compaction {
         let buffer = work.into_iter().next();
         Compaction {
-            is_urgent: false,
-            is_exhausted: false,
+            slots_needed: 0,
+            exhausted_at: None,
+            idle_jobs: 0,
+            put_blocks: 0,
             buffer,
             window: Window::Empty,
             job: None,
@@ -103,9 +122,22 @@ impl Compaction {
         }
     }
 
-    /// A checkpoint is durable: it may have found dead blocks.
-    pub(crate) fn checkpoint_finished(&mut self) {
-        self.is_exhausted = false;
+    /// A checkpoint is durable; so many blocks are alive.
+    pub(crate) fn checkpoint_finished(&mut self, live: u64) {
+        if self.exhausted_at.is_some_and(|then| live < then) {
+            self.exhausted_at = None;
+            self.idle_jobs = 0;
+        }
+    }
+
+    /// Whether slots are too young to be emptied: the next checkpoint changes that.
+    pub(crate) fn waits_for_age(&self) -> bool {
+        self.exhausted_at == Some(u64::MAX)
+    }
+
+    /// Whether compaction has nothing to win as things are.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.exhausted_at.is_some()
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -122,22 +154,22 @@ impl<M: Media> Store<M> {
     /// Makes one small step of compaction, if one is under way or needed.
     pub(crate) fn step_compaction(&mut self) -> bool {
         if self.compaction.job.is_none() {
-            let free = self.segments.free_slots() + self.segments.pending_slots();
-            if !self.compaction.is_urgent && free >= self.slots_wanted() {
+            let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+            if free >= self.compaction.slots_needed {
+                self.compaction.slots_needed = 0;
+            }
+            let needed = self.compaction.slots_needed;
+            self.checkpoint_wanted |= pending > 0 && free < needed.max(self.slots_wanted() / 2);
+            if free + pending >= needed.max(self.slots_wanted()) {
                 return false;
             }
-            if self.segments.pending_slots() > 0
-                && self.segments.free_slots() < self.slots_wanted() / 2
-            {
-                self.checkpoint_wanted = true;
-            }
-            if self.compaction.is_exhausted {
-                self.checkpoint_wanted |= self.compaction.is_urgent && !self.map.active.is_empty();
-                self.compaction.is_urgent = false;
+            if self.compaction.is_exhausted() {
+                self.checkpoint_wanted |= needed > 0 && self.would_checkpoint_help();
                 return false;
             }
             let Some(job) = self.choose_victim() else {
-                self.compaction.is_exhausted = true;
+                // The next checkpoint makes more slots old enough, whatever dies.
+                self.compaction.exhausted_at = Some(u64::MAX);
                 return true;
             };
             self.compaction.job = Some(job);
@@ -156,7 +188,8 @@ impl<M: Media> Store<M> {
         let blocks = self.segments.slot_blocks();
         let is_worth_it = |live: u32| {
             let is_thin = u64::from(live) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
-            live + image_head_blocks(live) < blocks - 1 && (is_thin || self.compaction.is_urgent)
+            live + image_head_blocks(live) < blocks - 1
+                && (is_thin || self.compaction.slots_needed > 0)
         };
         let oldest_needed = self.root.position.segment;
         let begun = self.checkpoints_begun;
@@ -173,21 +206,19 @@ impl<M: Media> Store<M> {
                 continue;
             }
             let is_old = kind != SegmentKind::Log
-                || self.segments.residents(slot).iter().all(|id| *id < oldest_needed);
+                || self.segments.residents(slot).iter().all(|(id, _)| *id < oldest_needed);
             if is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
                 best = Some((live, slot));
             }
         }
         for slot in dead {
-            for id in self.segments.residents(slot).clone() {
-                self.segments.drop_segment(id, begun);
-            }
+            self.segments.drop_dead_pieces(slot, begun);
         }
         let (_, victim) = best?;
         let todo = self.segments.residents(victim).iter().rev().copied().collect();
         self.counters.slots_compacted += 1;
         let (moves, full) = (Vec::new(), Vec::new());
-        Some(Job { victim, todo, image: None, moves, full, phase: Phase::Copy })
+        Some(Job { victim, todo, source: None, moves, full, phase: Phase::Copy })
     }
 
     fn step_job(&mut self, job: &mut Job) -> Step {
@@ -233,157 +264,192 @@ impl<M: Media> Store<M> {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
         self.make_room();
+        self.judge_gain();
         Step::Done
     }
 
+    /// Notes whether emptying slots still wins space: small images can take more for their heads
+    /// than the dead blocks give.
+    fn judge_gain(&mut self) {
+        let slot_blocks = self.segments.slot_blocks();
+        let compaction = &mut self.compaction;
+        let won = slot_blocks.saturating_sub(compaction.put_blocks);
+        compaction.put_blocks = 0;
+        compaction.idle_jobs = if won > slot_blocks / 16 { 0 } else { compaction.idle_jobs + 1 };
+        if compaction.idle_jobs > IDLE_JOBS_MAX {
+            compaction.idle_jobs = 0;
+            compaction.exhausted_at = Some(self.segments.live_blocks());
+        }
+    }
+
     fn step_copy(&mut self, job: &mut Job) -> Step {
-        if job.image.is_none() && !self.next_image(job) {
+        if job.source.is_none() && !self.next_source(job) {
             job.phase = Phase::Drain;
             return Step::Moved;
         }
-        let Some(mut image) = job.image.take() else { return Step::Moved };
-        match self.reserve_target(job, &mut image) {
-            Ok(()) => {}
-            Err(step) => {
-                job.image = Some(image);
-                return step;
-            }
+        let Some(mut source) = job.source.take() else { return Step::Moved };
+        let step = self.step_source(job, &mut source);
+        if step == Step::Done {
+            return Step::Moved;
         }
-        let step = if image.head.is_empty() {
-            self.copy_blocks(job, &mut image)
-        } else {
-            self.write_head(job, &mut image)
-        };
-        if step != Step::Done {
-            job.image = Some(image);
-            return step;
-        }
-        Step::Moved
+        job.source = Some(source);
+        step
     }
 
-    /// Takes the next segment of the victim. False if there is none left.
-    fn next_image(&mut self, job: &mut Job) -> bool {
+    fn step_source(&mut self, job: &mut Job, source: &mut Source) -> Step {
+        if source.is_unread {
+            return self.read_owners(job.victim, source);
+        }
+        let Some(image) = source.image.take() else {
+            return match self.begin_image(job, source) {
+                Ok(None) => Step::Done,
+                Ok(image) => {
+                    source.image = image;
+                    Step::Moved
+                }
+                Err(step) => step,
+            };
+        };
+        let mut image = image;
+        let step = if image.head.is_empty() {
+            self.copy_blocks(job.victim, source, &mut image)
+        } else {
+            self.write_head(job, source, &mut image)
+        };
+        if step == Step::Done {
+            return Step::Moved;
+        }
+        source.image = Some(image);
+        step
+    }
+
+    /// Takes the next piece of the victim. False if there is none left.
+    fn next_source(&mut self, job: &mut Job) -> bool {
         self.compaction.window = Window::Empty;
-        while let Some(id) = job.todo.pop() {
+        while let Some((id, first)) = job.todo.pop() {
             let Some(segment) = self.segments.get(id) else { continue };
-            if segment.live.count() == 0 {
-                self.segments.drop_segment(id, self.checkpoints_begun);
+            let Some(piece) = segment.piece(first).filter(|piece| piece.slot == job.victim) else {
                 continue;
-            }
+            };
             // An image never holds block 0, the header, so only a whole segment is that long.
-            let is_whole = segment.directory.len() == self.segments.slot_blocks();
-            let bits = segment.live.clone();
-            let end = bits.runs().last().map_or(0, |run| run.end);
-            job.image = Some(Image {
+            let is_whole = piece.directory.len() == self.segments.slot_blocks();
+            let is_log = segment.kind == SegmentKind::Log;
+            job.source = Some(Source {
                 segment: id,
                 kind: segment.kind,
-                bits,
-                next: 0,
-                end,
-                target: (SlotId(0), 0),
-                owners: Vec::new(),
+                piece: piece.clone(),
+                bits: segment.live.clone(),
+                next: piece.first,
                 known: Vec::new(),
-                next_head: (is_whole && segment.kind == SegmentKind::Log).then_some(1),
-                head_read: is_whole || segment.kind == SegmentKind::Map,
-                head: Vec::new(),
-                head_at: 0,
+                next_head: (is_whole && is_log).then_some(1),
+                is_unread: is_log && !is_whole,
+                image: None,
             });
             return true;
         }
+        self.segments.drop_dead_pieces(job.victim, self.checkpoints_begun);
         false
     }
 
-    /// Makes sure that the image has a place where it fits whole, and that a block can be put.
-    fn reserve_target(&mut self, job: &mut Job, image: &mut Image) -> Result<(), Step> {
+    /// Begins an image of as much of the piece as fits the slot images go to. None if nothing of
+    /// the piece is left.
+    fn begin_image(&mut self, job: &mut Job, source: &Source) -> Result<Option<Image>, Step> {
+        let mut left = (source.next..source.piece.end).filter(|index| source.bits.get(*index));
+        if left.next().is_none() {
+            return Ok(None);
+        }
         let slot_blocks = self.segments.slot_blocks();
         let stream = self.streams.of(SegmentKind::Images);
-        let need = image.bits.count() + image_head_blocks(image.bits.count());
-        let begins = image.owners.is_empty() && image.head.is_empty();
-        if begins && stream.blocks_left(slot_blocks) < need {
-            stream.cut();
-            if !stream.has_buffer() {
-                return Err(Step::Waits);
-            }
-            let old = stream.target.map(|target| target.slot);
-            let Some(slot) = self.segments.take_slot(SegmentKind::Images) else {
-                self.checkpoint_wanted |= self.segments.pending_slots() > 0;
-                return Err(Step::Waits);
-            };
-            job.full.extend(old);
-            let segment = self.segments.take_segment_id();
-            let identity = self.log.identity;
-            let memory = self.memory.clone();
-            self.streams.of(SegmentKind::Images).begin(&memory, &identity, segment, slot);
+        if stream.blocks_left(slot_blocks) < 2 {
+            self.next_image_slot(job)?;
         }
         let stream = self.streams.of(SegmentKind::Images);
-        if begins && let Some(target) = stream.target {
-            image.target = (target.slot, target.next_block);
+        let Some(target) = stream.target else { return Err(Step::Waits) };
+        let room = slot_blocks - target.next_block;
+        let (mut count, mut end) = (1, source.piece.end);
+        for index in left {
+            if count + 1 + image_head_blocks(count + 1) > room {
+                end = index;
+                break;
+            }
+            count += 1;
         }
-        if stream.has_buffer() { Ok(()) } else { Err(Step::Waits) }
+        Ok(Some(Image {
+            target: (target.slot, target.next_block),
+            first: source.next,
+            end,
+            owners: Vec::new(),
+            head: Vec::new(),
+            head_at: 0,
+        }))
+    }
+
+    fn next_image_slot(&mut self, job: &mut Job) -> Result<(), Step> {
+        let stream = self.streams.of(SegmentKind::Images);
+        stream.cut();
+        if !stream.has_buffer() {
+            return Err(Step::Waits);
+        }
+        let old = stream.target.map(|target| target.slot);
+        let Some(slot) = self.segments.take_slot(SegmentKind::Images) else {
+            self.checkpoint_wanted |= self.segments.pending_slots() > 0;
+            return Err(Step::Waits);
+        };
+        job.full.extend(old);
+        let segment = self.segments.take_segment_id();
+        let identity = self.log.identity;
+        let memory = self.memory.clone();
+        self.streams.of(SegmentKind::Images).begin(&memory, &identity, segment, slot);
+        Ok(())
     }
 
     /// Copies live blocks as far as the window and the buffers go.
-    fn copy_blocks(&mut self, job: &mut Job, image: &mut Image) -> Step {
-        let Some(place) = self.segments.get(image.segment) else { return Step::Done };
-        let base = place.block;
-        if !image.head_read {
-            return self.read_owners(job, image, base);
-        }
+    fn copy_blocks(&mut self, victim: SlotId, source: &mut Source, image: &mut Image) -> Step {
         for _ in 0..BLOCKS_PER_STEP {
-            let Some(index) = self.next_wanted(image) else {
-                self.finish_image(image);
+            let live = (source.next..image.end).find(|index| source.bits.get(*index));
+            let Some(live) = live else {
+                source.next = image.end;
+                self.finish_image(source, image);
                 return Step::Moved;
             };
-            let position =
-                self.segments.get(image.segment).and_then(|s| s.directory.position(index));
-            let Some(position) = position else {
-                image.next = index + 1;
+            let index = source.next_head.map_or(live, |head| head.min(live));
+            let Some(position) = source.piece.directory.position(index) else {
+                source.next = index + 1;
                 continue;
             };
-            let Some(bytes) = self.window_block(job.victim, base + position) else {
-                return self.fill_window(job.victim, base + position);
+            let block = source.piece.block + position;
+            let Some(bytes) = self.window_block(block) else {
+                return self.fill_window(victim, block);
             };
-            if image.next_head == Some(index) {
-                self.parse_head(image, index, &bytes);
+            if source.next_head == Some(index) {
+                self.parse_head(source, index, &bytes);
                 continue;
             }
             if !self.streams.of(SegmentKind::Images).has_buffer() {
                 return Step::Waits;
             }
-            let owner = self.owner_of(image, index, &bytes);
-            image.owners.push(owner);
-            image.next = index + 1;
+            image.owners.push(self.owner_of(source, index, &bytes));
+            source.next = index + 1;
+            self.compaction.put_blocks += 1;
             self.streams.of(SegmentKind::Images).put(&self.memory, &bytes);
         }
         Step::Moved
     }
 
-    /// The index that has to be read next: the next live block, or a batch head before it.
-    fn next_wanted(&self, image: &Image) -> Option<u32> {
-        let mut index = image.next;
-        while index < image.end && !image.bits.get(index) {
-            index += 1;
-        }
-        if index >= image.end {
-            return None;
-        }
-        Some(image.next_head.map_or(index, |head| head.min(index)))
-    }
-
     /// Learns who owns the blocks of a batch.
-    fn parse_head(&mut self, image: &mut Image, index: u32, block: &[u8]) {
+    fn parse_head(&mut self, source: &mut Source, index: u32, block: &[u8]) {
         let head = read_batch(self.header.salt, block);
-        let Some(head) = head.filter(|head| head.segment == image.segment) else {
-            image.next_head = None;
+        let Some(head) = head.filter(|head| head.segment == source.segment) else {
+            source.next_head = None;
             return;
         };
-        image.known.clear();
+        source.known.clear();
         for found in Entries::new(block, head.entries) {
             if !found.entry.kind.has_data() {
                 continue;
             }
             for at in 0..found.entry.blocks as u32 {
-                image.known.push(Owner {
+                source.known.push(Owner {
                     index: (index + 1 + found.data_block + at) as u16,
                     checksum: found.checksum(at),
                     lineage: found.entry.lineage,
@@ -392,55 +458,48 @@ impl<M: Media> Store<M> {
                 });
             }
         }
-        image.next_head = Some(index + 1 + head.data_blocks);
+        source.next_head = Some(index + 1 + head.data_blocks);
     }
 
-    fn owner_of(&self, image: &Image, index: u32, block: &[u8]) -> Owner {
+    fn owner_of(&self, source: &Source, index: u32, block: &[u8]) -> Owner {
         let checksum = block_checksum(self.header.salt, block);
-        let unknown =
-            Owner { index: index as u16, checksum, lineage: LineageId(u32::MAX), level: 0, lba: 0 };
-        if image.kind == SegmentKind::Map
+        let lineage = LineageId(u32::MAX);
+        let unknown = Owner { index: index as u16, checksum, lineage, level: 0, lba: 0 };
+        if source.kind == SegmentKind::Map
             && let Some(head) = PageRef(block).head()
         {
-            return Owner {
-                lineage: head.lineage,
-                level: 1 + head.level,
-                lba: head.index,
-                ..unknown
-            };
+            let (lineage, level, lba) = (head.lineage, 1 + head.level, head.index);
+            return Owner { lineage, level, lba, ..unknown };
         }
-        let at = image.known.binary_search_by_key(&(index as u16), |owner| owner.index);
-        at.ok().and_then(|at| image.known.get(at)).copied().unwrap_or(unknown)
+        let at = source.known.binary_search_by_key(&(index as u16), |owner| owner.index);
+        at.ok().and_then(|at| source.known.get(at)).copied().unwrap_or(unknown)
     }
 
     /// An image of an image: the owners are in the head behind it.
-    fn read_owners(&mut self, job: &Job, image: &mut Image, base: u32) -> Step {
-        let Some(segment) = self.segments.get(image.segment) else { return Step::Done };
-        let held = segment.directory.len();
-        let (block, blocks) = (base + held, image_head_blocks(held));
+    fn read_owners(&mut self, victim: SlotId, source: &mut Source) -> Step {
+        let held = source.piece.directory.len();
+        let (block, blocks) = (source.piece.block + held, image_head_blocks(held));
         match self.compaction.window {
             Window::Holds { block: at, blocks: have } if at == block && have >= blocks => {
                 if let Some(buffer) = &self.compaction.buffer {
                     let bytes = &self.memory.slice(buffer)[..(blocks * PAGE_BYTES) as usize];
                     let head = read_image_head(self.header.salt, bytes);
-                    image.known = head.map(|head| head.owners).unwrap_or_default();
+                    source.known = head.map(|head| head.owners).unwrap_or_default();
                 }
-                image.head_read = true;
-                image.next_head = None;
+                source.is_unread = false;
                 Step::Moved
             }
             Window::Failed => {
                 self.compaction.window = Window::Empty;
-                image.head_read = true;
-                image.next_head = None;
+                source.is_unread = false;
                 Step::Moved
             }
-            _ => self.read_window(job.victim, block, blocks),
+            _ => self.read_window(victim, block, blocks),
         }
     }
 
     /// A block of the window, copied out.
-    fn window_block(&self, _slot: SlotId, block: u32) -> Option<Box<[u8]>> {
+    fn window_block(&self, block: u32) -> Option<Box<[u8]>> {
         let Window::Holds { block: first, blocks } = self.compaction.window else { return None };
         let at = block.checked_sub(first).filter(|at| *at < blocks)?;
         let buffer = self.compaction.buffer.as_ref()?;
@@ -472,15 +531,16 @@ impl<M: Media> Store<M> {
         Step::Waits
     }
 
-    fn finish_image(&mut self, image: &mut Image) {
-        let head = ImageHead { segment: image.segment, owners: std::mem::take(&mut image.owners) };
+    fn finish_image(&mut self, source: &Source, image: &mut Image) {
+        let owners = std::mem::take(&mut image.owners);
+        let head = ImageHead { segment: source.segment, owners };
         let blocks = image_head_blocks(head.owners.len() as u32);
         image.head = vec![0; (blocks * PAGE_BYTES) as usize];
         write_image_head(self.header.salt, &head, &mut image.head);
         image.owners = head.owners;
     }
 
-    fn write_head(&mut self, job: &mut Job, image: &mut Image) -> Step {
+    fn write_head(&mut self, job: &mut Job, source: &Source, image: &mut Image) -> Step {
         while image.head_at < image.head.len() {
             if !self.streams.of(SegmentKind::Images).has_buffer() {
                 return Step::Waits;
@@ -488,14 +548,15 @@ impl<M: Media> Store<M> {
             let block = &image.head[image.head_at..image.head_at + PAGE_BYTES as usize];
             self.streams.of(SegmentKind::Images).put(&self.memory, block);
             image.head_at += PAGE_BYTES as usize;
+            self.compaction.put_blocks += 1;
         }
         let mut held = LiveBits::new(self.segments.slot_blocks());
         image.owners.iter().for_each(|owner| {
             held.set(u32::from(owner.index));
         });
         let (slot, block) = image.target;
-        let data_blocks = held.count();
-        let to = ImageMove { segment: image.segment, slot, block, data_blocks };
+        let (first, end, data_blocks) = (image.first, image.end, held.count());
+        let to = ImageMove { segment: source.segment, first, end, slot, block, data_blocks };
         job.moves.push((to, Directory::of(&held)));
         Step::Done
     }

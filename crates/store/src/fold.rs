@@ -280,7 +280,7 @@ impl Fold {
     /// The next leaf with changes.
     fn next_leaf(&mut self, frozen: &Generation) -> Option<(LineageId, u64)> {
         if !self.cursor_done {
-            while let Some(leaf) = frozen.deltas.next_leaf(&mut self.cursor) {
+            if let Some(leaf) = frozen.deltas.next_leaf(&mut self.cursor) {
                 self.edges.remove(&leaf);
                 return Some(leaf);
             }

@@ -27,6 +27,8 @@ pub(crate) enum Purpose {
 pub(crate) struct InFlight {
     slots: Vec<(u32, Option<Purpose>)>,
     free: Vec<u32>,
+    /// I/Os submitted so far.
+    pub submitted: u64,
 }
 
 impl InFlight {
@@ -36,6 +38,7 @@ impl InFlight {
             self.slots.push((0, None));
             self.slots.len() as u32 - 1
         });
+        self.submitted += 1;
         let (generation, place) = &mut self.slots[slot as usize];
         *generation = generation.wrapping_add(1);
         *place = Some(purpose);

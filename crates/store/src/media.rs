@@ -43,7 +43,8 @@ pub enum Io {
         /// Number of bytes.
         bytes: u64,
     },
-    /// Makes sure that writes to a range cannot fail for want of space.
+    /// Makes sure that writes to a range cannot fail for want of space. What was there is lost; a
+    /// file has zeros written over it, which makes flushes of later writes to it cheaper.
     Allocate {
         /// Byte offset on the medium.
         at: u64,
@@ -104,4 +105,22 @@ pub trait Media {
     /// # Errors
     /// [`MediumError::Died`] when nothing will ever complete.
     fn wait(&mut self) -> Result<(), MediumError>;
+}
+
+impl<M: Media + ?Sized> Media for Box<M> {
+    fn bytes_total(&self) -> u64 {
+        (**self).bytes_total()
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        (**self).submit(id, io);
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        (**self).complete()
+    }
+
+    fn wait(&mut self) -> Result<(), MediumError> {
+        (**self).wait()
+    }
 }

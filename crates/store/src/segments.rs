@@ -3,7 +3,8 @@
 //! Invariants:
 //! - A slot is in exactly one state. It becomes writable again only when a durable checkpoint that
 //!   began after it was emptied no longer needs it (rule D2): until then it is `PendingFree`.
-//! - A segment's directory says which of its blocks exist; its live bits are a subset.
+//! - The pieces of a segment cover its indices without gap or overlap until some are all dead; the
+//!   directory of a piece says which blocks are there. Live bits are a subset.
 //! - A live bit may be set for a dead block (its death is known at the next fold), never clear for
 //!   a live one.
 
@@ -27,15 +28,35 @@ pub(crate) enum SlotState {
     PendingFree(u64),
 }
 
-/// A segment.
-#[derive(Debug)]
-pub(crate) struct Segment {
-    pub kind: SegmentKind,
+/// A range of a segment's indices that lies in one slot: the segment as it was written, or an image
+/// of some of its blocks.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    /// The first index.
+    pub first: u32,
+    /// The index after the last.
+    pub end: u32,
     pub slot: SlotId,
     /// Where in the slot the block at position 0 of the directory lies.
     pub block: u32,
     pub directory: Directory,
+}
+
+/// A segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub kind: SegmentKind,
+    /// Where it lies, by first index.
+    pub pieces: Vec<Piece>,
     pub live: LiveBits,
+}
+
+impl Segment {
+    /// The piece that covers an index.
+    pub(crate) fn piece(&self, index: u32) -> Option<&Piece> {
+        let at = self.pieces.partition_point(|piece| piece.first <= index).checked_sub(1)?;
+        self.pieces.get(at).filter(|piece| index < piece.end)
+    }
 }
 
 /// All segments and slots of a pool.
@@ -43,8 +64,8 @@ pub(crate) struct Segments {
     slot_blocks: u32,
     segments: BTreeMap<SegmentId, Segment>,
     slots: Vec<SlotState>,
-    /// Segments that lie in a slot.
-    residents: Vec<BTreeSet<SegmentId>>,
+    /// Pieces that lie in a slot: segment and first index.
+    residents: Vec<BTreeSet<(SegmentId, u32)>>,
     /// Live blocks of a slot's segments.
     live: Vec<u32>,
     free: BTreeSet<SlotId>,
@@ -118,16 +139,12 @@ impl Segments {
         self.slots.iter().enumerate().map(|(index, state)| (SlotId(index as u32), *state))
     }
 
-    pub(crate) fn residents(&self, slot: SlotId) -> &BTreeSet<SegmentId> {
+    pub(crate) fn residents(&self, slot: SlotId) -> &BTreeSet<(SegmentId, u32)> {
         &self.residents[slot.0 as usize]
     }
 
     pub(crate) fn get(&self, segment: SegmentId) -> Option<&Segment> {
         self.segments.get(&segment)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
-        self.segments.iter().map(|(id, segment)| (*id, segment))
     }
 
     /// Segments from an id on.
@@ -180,14 +197,17 @@ impl Segments {
     pub(crate) fn add_whole(&mut self, id: SegmentId, kind: SegmentKind, slot: SlotId) {
         let directory = Directory::identity(self.slot_blocks);
         let live = LiveBits::new(self.slot_blocks);
-        self.add(id, Segment { kind, slot, block: 0, directory, live });
+        let piece = Piece { first: 0, end: self.slot_blocks, slot, block: 0, directory };
+        self.add(id, Segment { kind, pieces: vec![piece], live });
     }
 
     pub(crate) fn add(&mut self, id: SegmentId, segment: Segment) {
         self.seen_segment_id(id);
-        let at = segment.slot.0 as usize;
-        self.residents[at].insert(id);
-        self.live[at] += segment.live.count();
+        for piece in &segment.pieces {
+            let at = piece.slot.0 as usize;
+            self.residents[at].insert((id, piece.first));
+            self.live[at] += live_between(&segment.live, piece.first, piece.end);
+        }
         self.live_total += u64::from(segment.live.count());
         let old = self.segments.insert(id, segment);
         assert!(old.is_none(), "segment {id} exists twice");
@@ -229,11 +249,30 @@ impl Segments {
     /// Forgets a segment of which nothing is alive.
     pub(crate) fn drop_segment(&mut self, id: SegmentId, checkpoints_begun: u64) {
         let Some(segment) = self.segments.remove(&id) else { return };
-        let slot = segment.slot;
-        self.residents[slot.0 as usize].remove(&id);
-        self.live[slot.0 as usize] -= segment.live.count();
-        self.live_total -= u64::from(segment.live.count());
+        assert_eq!(segment.live.count(), 0, "segment {id} is dropped alive");
+        for piece in &segment.pieces {
+            self.residents[piece.slot.0 as usize].remove(&(id, piece.first));
+            self.settle(piece.slot, checkpoints_begun);
+        }
+    }
+
+    /// Forgets the pieces of a slot of which nothing is alive. Returns whether it is empty then.
+    pub(crate) fn drop_dead_pieces(&mut self, slot: SlotId, checkpoints_begun: u64) -> bool {
+        for (id, first) in self.residents[slot.0 as usize].clone() {
+            let Some(segment) = self.segments.get_mut(&id) else { continue };
+            let live = &segment.live;
+            segment.pieces.retain(|piece| {
+                piece.first != first || live_between(live, piece.first, piece.end) > 0
+            });
+            if segment.piece(first).is_none_or(|piece| piece.first != first) {
+                self.residents[slot.0 as usize].remove(&(id, first));
+            }
+            if segment.pieces.is_empty() {
+                self.segments.remove(&id);
+            }
+        }
         self.settle(slot, checkpoints_begun);
+        self.residents[slot.0 as usize].is_empty()
     }
 
     /// A checkpoint that was the `begun`-th to begin is durable: what was emptied before it began
@@ -254,9 +293,10 @@ impl Segments {
     pub(crate) fn set_live(&mut self, entry: Entry) {
         if let Some(segment) = self.segments.get_mut(&entry.segment())
             && entry.index() < self.slot_blocks
+            && let Some(slot) = segment.piece(entry.index()).map(|piece| piece.slot)
             && segment.live.set(entry.index())
         {
-            self.live[segment.slot.0 as usize] += 1;
+            self.live[slot.0 as usize] += 1;
             self.live_total += 1;
         }
     }
@@ -268,37 +308,61 @@ impl Segments {
             && entry.index() < self.slot_blocks
             && segment.live.clear(entry.index())
         {
-            self.live[segment.slot.0 as usize] -= 1;
             self.live_total -= 1;
-        }
-    }
-
-    /// Byte offset in the pool's slots, as (slot, block), of the block an entry names.
-    pub(crate) fn locate(&self, entry: Entry) -> Option<(SlotId, u32)> {
-        let segment = self.segments.get(&entry.segment())?;
-        let position = segment.directory.position(entry.index())?;
-        Some((segment.slot, segment.block + position))
-    }
-
-    /// An image took the place of a segment's blocks; `held` are the ones the image holds.
-    pub(crate) fn moved(&mut self, to: &ImageMove, held: Directory, checkpoints_begun: u64) {
-        let Some(segment) = self.segments.get_mut(&to.segment) else { return };
-        let from = segment.slot;
-        let before = segment.live.count();
-        for index in 0..self.slot_blocks {
-            if segment.live.get(index) && held.position(index).is_none() {
-                segment.live.clear(index);
+            if let Some(piece) = segment.piece(entry.index()) {
+                self.live[piece.slot.0 as usize] -= 1;
             }
         }
-        let after = segment.live.count();
-        segment.slot = to.slot;
-        segment.block = to.block;
-        segment.directory = held;
-        self.residents[from.0 as usize].remove(&to.segment);
-        self.live[from.0 as usize] -= before;
-        self.residents[to.slot.0 as usize].insert(to.segment);
-        self.live[to.slot.0 as usize] += after;
-        self.live_total -= u64::from(before - after);
-        self.settle(from, checkpoints_begun);
     }
+
+    /// Slot and block where the block an entry names lies.
+    pub(crate) fn locate(&self, entry: Entry) -> Option<(SlotId, u32)> {
+        let piece = self.segments.get(&entry.segment())?.piece(entry.index())?;
+        let position = piece.directory.position(entry.index())?;
+        Some((piece.slot, piece.block + position))
+    }
+
+    /// An image took the place of a range of a segment; `held` are the blocks the image holds.
+    pub(crate) fn moved(&mut self, to: &ImageMove, held: Directory, checkpoints_begun: u64) {
+        let Some(mut segment) = self.segments.remove(&to.segment) else { return };
+        let mut left = BTreeSet::new();
+        for piece in &segment.pieces {
+            let at = piece.slot.0 as usize;
+            self.live[at] -= live_between(&segment.live, piece.first, piece.end);
+            self.residents[at].remove(&(to.segment, piece.first));
+            left.insert(piece.slot);
+        }
+        for index in to.first..to.end.min(self.slot_blocks) {
+            if held.position(index).is_none() && segment.live.clear(index) {
+                self.live_total -= 1;
+            }
+        }
+        let mut pieces = Vec::new();
+        for piece in &segment.pieces {
+            let before = Piece { end: piece.end.min(to.first), ..piece.clone() };
+            let after = Piece { first: piece.first.max(to.end), ..piece.clone() };
+            pieces.extend([before, after].into_iter().filter(|piece| piece.first < piece.end));
+        }
+        let (slot, block) = (to.slot, to.block);
+        pieces.push(Piece { first: to.first, end: to.end, slot, block, directory: held });
+        pieces.sort_by_key(|piece| piece.first);
+        for piece in &pieces {
+            let at = piece.slot.0 as usize;
+            self.live[at] += live_between(&segment.live, piece.first, piece.end);
+            self.residents[at].insert((to.segment, piece.first));
+        }
+        segment.pieces = pieces;
+        self.segments.insert(to.segment, segment);
+        for slot in left {
+            self.settle(slot, checkpoints_begun);
+        }
+    }
+}
+
+/// Live blocks with an index in a range.
+fn live_between(live: &LiveBits, first: u32, end: u32) -> u32 {
+    if first == 0 && end >= live.blocks() {
+        return live.count();
+    }
+    live.runs().map(|run| run.end.min(end).saturating_sub(run.start.max(first))).sum()
 }

@@ -39,6 +39,9 @@ const IN_FLIGHT_MICROS: u64 = 2_000;
 /// flush can be proven (rule D3).
 const IDLE_CLOSE_MICROS: u64 = 500_000;
 
+/// Slots no live data may take: two of the log, one each of map, blob and images, and what must be
+/// free for a write to be admitted.
+const SLOTS_KEPT_MIN: u64 = 14;
 /// More blocks than any disk has.
 const LINEAGE_BLOCKS_MAX: u64 = 1 << 52;
 
@@ -325,9 +328,9 @@ impl<M: Media> Store<M> {
         // Data, a head for each batch of it, and what is lost at the end of segments.
         let need = u64::from(blocks) + u64::from(blocks) / 16 + 2;
         let slots = (need.div_ceil(room) + 1) as usize;
-        if self.segments.free_slots() < class.floor() + slots + self.checkpoint_slots() {
-            self.compaction.is_urgent = true;
-            self.checkpoint_wanted |= self.segments.pending_slots() > 0;
+        let needed = class.floor() + slots + self.checkpoint_slots();
+        if self.segments.free_slots() < needed {
+            self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
             if class == Class::Data && !self.can_make_space() {
                 return Err(Refused::NoSpace);
             }
@@ -356,8 +359,9 @@ impl<M: Media> Store<M> {
     /// Most blocks that may be alive: the rest is for compaction to work with.
     pub(crate) fn live_limit_blocks(&self) -> u64 {
         let slots = u64::from(self.segments.slot_count());
-        let kept = (slots * 7 / 100).max(8).min(slots);
-        (slots - kept) * u64::from(self.segments.slot_blocks() - 1)
+        let kept = (slots * 7 / 100).max(SLOTS_KEPT_MIN).min(slots);
+        let blocks = u64::from(self.segments.slot_blocks());
+        (slots - kept) * (blocks - 2 - blocks / 64)
     }
 
     /// Puts an entry, and its data, into the log and the map; cut into several if need be.
@@ -478,6 +482,7 @@ impl<M: Media> Store<M> {
     pub fn poll(&mut self, now: Micros) -> bool {
         self.now = now;
         let mut moved = false;
+        let submitted = self.in_flight.submitted;
         while let Some(completion) = self.media.complete() {
             self.completed(completion);
             moved = true;
@@ -493,7 +498,7 @@ impl<M: Media> Store<M> {
             self.events.push_back(Event::Room);
         }
         self.room_made = false;
-        moved
+        moved || self.in_flight.submitted != submitted
     }
 
     /// Whether something is under way that needs [`Store::poll`].
@@ -748,6 +753,17 @@ impl<M: Media> Store<M> {
         self.put_record(&Record::Disk(disk)).map(|_| ()).map_err(|why| refused(&why))
     }
 
+    /// Changes what FLUSH means on a disk.
+    ///
+    /// # Errors
+    /// If there is no such disk or the pool takes no writes.
+    pub fn set_durability(&mut self, id: DiskId, durability: Durability) -> Result<(), StoreError> {
+        let Some(disk) = self.disk(id).cloned() else {
+            return Err(StoreError::Invalid(format!("there is no disk {id}")));
+        };
+        self.change_disk(Disk { durability, ..disk })
+    }
+
     /// Destroys a disk and everything on it.
     ///
     /// # Errors
@@ -768,12 +784,17 @@ impl<M: Media> Store<M> {
 
     /// Whether compaction and checkpoints can still win slots.
     fn can_make_space(&self) -> bool {
-        let room = u64::from(self.segments.slot_blocks() - 1);
-        let used = u64::from(self.segments.slot_count()) - self.segments.free_slots() as u64;
         self.segments.pending_slots() > 0
-            || !self.map.active.is_empty()
             || self.map.frozen.is_some()
-            || used * room > self.live_blocks() + 4 * room
+            || self.compaction.is_running()
+            || !self.compaction.is_exhausted()
+            || self.would_checkpoint_help()
+    }
+
+    /// Whether a checkpoint would show compaction dead blocks, or slots old enough to be emptied.
+    pub(crate) fn would_checkpoint_help(&self) -> bool {
+        !self.map.active.is_empty()
+            || (self.compaction.waits_for_age() && self.bytes_since_checkpoint > 0)
     }
 }
 

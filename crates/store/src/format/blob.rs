@@ -6,6 +6,7 @@
 use super::bytes::{Reader, Writer};
 use super::record::{decode_disk, encode_disk};
 use super::segment::SegmentKind;
+use crate::segments::Piece;
 use crate::tables::{Directory, Entry, LiveBits};
 use crate::{Disk, LineageId, SegmentId, SlotId};
 
@@ -26,10 +27,7 @@ pub(crate) struct LineageRecord {
 pub(crate) struct BlobSegment {
     pub segment: SegmentId,
     pub kind: SegmentKind,
-    pub slot: SlotId,
-    /// Where in the slot the block at position 0 of the directory lies.
-    pub block: u32,
-    pub directory: Directory,
+    pub pieces: Vec<Piece>,
     pub live: LiveBits,
 }
 
@@ -72,10 +70,15 @@ pub(crate) fn encode_segment(segment: &BlobSegment, out: &mut Vec<u8>) {
     let mut writer = Writer(std::mem::take(out));
     writer.u64(segment.segment.0);
     writer.u8(segment.kind.code());
-    writer.u32(segment.slot.0);
-    writer.u32(segment.block);
     writer.u32(segment.live.blocks());
-    segment.directory.encode(&mut writer.0);
+    writer.u32(segment.pieces.len() as u32);
+    for piece in &segment.pieces {
+        writer.u32(piece.first);
+        writer.u32(piece.end);
+        writer.u32(piece.slot.0);
+        writer.u32(piece.block);
+        piece.directory.encode(&mut writer.0);
+    }
     Directory::of(&segment.live).encode(&mut writer.0);
     *out = writer.0;
 }
@@ -110,22 +113,37 @@ impl Blob {
 fn decode_segment(from: &mut Reader<'_>) -> Option<BlobSegment> {
     let segment = SegmentId(from.u64()?);
     let kind = SegmentKind::from_code(from.u8()?)?;
-    let slot = SlotId(from.u32()?);
-    let block = from.u32()?;
     let blocks = from.u32()?;
     if blocks > crate::tables::SEGMENT_BLOCKS_MAX {
         return None;
     }
-    let (directory, used) = Directory::decode(from.0).ok()?;
-    from.0 = from.0.get(used..)?;
-    let (alive, used) = Directory::decode(from.0).ok()?;
-    from.0 = from.0.get(used..)?;
+    let mut pieces: Vec<Piece> = Vec::new();
+    for _ in 0..from.u32()? {
+        let (first, end) = (from.u32()?, from.u32()?);
+        let (slot, block) = (SlotId(from.u32()?), from.u32()?);
+        let directory = decode_directory(from)?;
+        let is_behind = pieces.last().is_none_or(|last| last.end <= first);
+        if !is_behind || first >= end || end > blocks || block >= blocks {
+            return None;
+        }
+        pieces.push(Piece { first, end, slot, block, directory });
+    }
+    let segment = BlobSegment { segment, kind, pieces, live: LiveBits::new(blocks) };
     let mut live = LiveBits::new(blocks);
-    for index in alive.indices() {
-        if index >= blocks || directory.position(index).is_none() {
+    for index in decode_directory(from)?.indices() {
+        let holds = |piece: &Piece| {
+            (piece.first..piece.end).contains(&index) && piece.directory.position(index).is_some()
+        };
+        if !segment.pieces.iter().any(holds) {
             return None;
         }
         live.set(index);
     }
-    Some(BlobSegment { segment, kind, slot, block, directory, live })
+    Some(BlobSegment { live, ..segment })
+}
+
+fn decode_directory(from: &mut Reader<'_>) -> Option<Directory> {
+    let (directory, used) = Directory::decode(from.0).ok()?;
+    from.0 = from.0.get(used..)?;
+    Some(directory)
 }

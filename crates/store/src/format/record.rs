@@ -4,11 +4,15 @@
 use super::bytes::{Reader, Writer};
 use crate::{Disk, DiskId, Durability, LineageId, Provision, SegmentId, SlotId};
 
-/// Where an image of a segment was put.
+/// Where an image of a range of a segment was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ImageMove {
     /// The segment whose live blocks were copied.
     pub segment: SegmentId,
+    /// The first index of the range.
+    pub first: u32,
+    /// The index after its last.
+    pub end: u32,
     /// Where they are now.
     pub slot: SlotId,
     /// The block of the slot where the image's data begins; its head follows the data.
@@ -34,7 +38,7 @@ pub(crate) enum Record {
 }
 
 /// Most moves in one record block.
-pub(crate) const MOVES_MAX: usize = 128;
+pub(crate) const MOVES_MAX: usize = 120;
 
 /// Writes a disk.
 pub(crate) fn encode_disk(disk: &Disk, out: &mut Writer) {
@@ -99,6 +103,8 @@ impl Record {
                 out.u32(moves.len() as u32);
                 for one in moves {
                     out.u64(one.segment.0);
+                    out.u32(one.first);
+                    out.u32(one.end);
                     out.u32(one.slot.0);
                     out.u32(one.block);
                     out.u32(one.data_blocks);
@@ -124,6 +130,8 @@ impl Record {
                 for _ in 0..count.min(MOVES_MAX) {
                     moves.push(ImageMove {
                         segment: SegmentId(from.u64()?),
+                        first: from.u32()?,
+                        end: from.u32()?,
                         slot: SlotId(from.u32()?),
                         block: from.u32()?,
                         data_blocks: from.u32()?,

@@ -3,8 +3,8 @@
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::format::{
-    Blob, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SLOT_BYTES_MIN, SUPERBLOCK_COPIES,
-    SegmentKind, Superblock, checksum, superblock_at,
+    Blob, BlobSegment, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SLOT_BYTES_MIN,
+    SUPERBLOCK_COPIES, SegmentKind, Superblock, checksum, superblock_at,
 };
 use crate::map::Map;
 use crate::recovery::{Known, write_root};
@@ -151,28 +151,21 @@ pub(crate) fn load_blob<M: Media>(
         segments.use_slot(extent.slot, SegmentKind::Blob);
     }
     for one in blob.segments {
-        if one.slot.0 >= root.slot_count
-            || one.live.blocks() != header.slot_blocks()
-            || one.block >= header.slot_blocks()
-        {
+        let is_here = one.pieces.iter().all(|piece| piece.slot.0 < root.slot_count);
+        if !is_here || one.live.blocks() != header.slot_blocks() {
             return Err(damaged(format!("puts segment {} where nothing can be", one.segment)));
         }
         if segments.get(one.segment).is_some() {
             return Err(damaged(format!("names segment {} twice", one.segment)));
         }
-        let is_whole = one.directory.len() == header.slot_blocks();
-        let used_for = if is_whole { one.kind } else { SegmentKind::Images };
-        segments.use_slot(one.slot, used_for);
-        segments.add(
-            one.segment,
-            Segment {
-                kind: one.kind,
-                slot: one.slot,
-                block: one.block,
-                directory: one.directory,
-                live: one.live,
-            },
-        );
+        for piece in &one.pieces {
+            // An image never holds block 0, the header, so only a whole segment is that long.
+            let is_whole = piece.directory.len() == header.slot_blocks();
+            let kind = if is_whole { one.kind } else { SegmentKind::Images };
+            segments.use_slot(piece.slot, kind);
+        }
+        let BlobSegment { segment, kind, pieces, live } = one;
+        segments.add(segment, Segment { kind, pieces, live });
     }
     let catalogue = Catalogue {
         disks: blob.disks.into_iter().map(|disk| (disk.id, disk)).collect(),

@@ -1,0 +1,105 @@
+//! Where arenas lie, and what the files of a pool are called.
+
+use std::io::{Error, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::file::ArenaError;
+
+/// Where arenas lie if nothing else is said: in the user's runtime directory, else in `/dev/shm`.
+#[must_use]
+pub fn default_directory() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(path) if path.is_absolute() => path.join("bowline"),
+        _ => PathBuf::from(format!("/dev/shm/bowline-{}", rustix::process::geteuid().as_raw())),
+    }
+}
+
+/// The names of a pool's files.
+pub(crate) struct Names<'a> {
+    pub(crate) directory: &'a Path,
+    pub(crate) pool: u128,
+}
+
+impl Names<'_> {
+    pub(crate) fn named(&self, what: &str) -> PathBuf {
+        self.directory.join(format!("{:032x}.{what}", self.pool))
+    }
+
+    pub(crate) fn arena(&self) -> PathBuf {
+        self.named("arena")
+    }
+
+    pub(crate) fn ring(&self, number: u64) -> PathBuf {
+        self.named(&format!("ring.{}.{}", number >> 16, number & 0xffff))
+    }
+
+    /// The ring files there are. A server records a ring in the header before it makes its file,
+    /// but an arena may have been removed by hand: the directory knows more.
+    pub(crate) fn rings(&self) -> std::io::Result<Vec<PathBuf>> {
+        let prefix = format!("{:032x}.ring.", self.pool);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(self.directory)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Wraps an error of the system.
+pub(crate) fn system(
+    what: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(Error) -> ArenaError {
+    let path = path.into();
+    move |cause| ArenaError::System { what, path, cause }
+}
+
+/// Makes the directory if it is not there, and refuses one that others can write to.
+pub(crate) fn check_directory(path: &Path, any_file_system: bool) -> Result<(), ArenaError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(system("make the directory", path))?;
+    let refused = |reason: &str| {
+        Err(ArenaError::Directory { path: path.to_owned(), reason: reason.to_owned() })
+    };
+    let found = std::fs::symlink_metadata(path).map_err(system("look at", path))?;
+    if !found.is_dir() {
+        return refused("it is not a directory (links are not followed)");
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return refused("it belongs to another user");
+    }
+    if found.mode() & 0o022 != 0 {
+        return refused("others can write to it (chmod go-w)");
+    }
+    const TMPFS: u64 = 0x0102_1994;
+    let file_system =
+        rustix::fs::statfs(path).map_err(|error| system("look at", path)(error.into()))?;
+    if file_system.f_type as u64 != TMPFS && !any_file_system {
+        return refused("it is not on tmpfs; choose one that is with --arena");
+    }
+    Ok(())
+}
+
+pub(crate) fn fresh_file(path: &Path) -> std::io::Result<std::fs::File> {
+    std::fs::File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+pub(crate) fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The number of this boot of the machine.
+pub(crate) fn boot_id() -> std::io::Result<u128> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).map_err(Error::other)
+}

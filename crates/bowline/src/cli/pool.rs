@@ -1,0 +1,262 @@
+//! `bowline pool ...`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{Context, Outcome, ask, output, usage};
+use crate::control::api::{
+    CheckReport, Finding, GrowPool, PoolState, PoolStatus, Problem, Repair, RepairReport, Resume,
+    Scrub, ScrubAction, ScrubState, ScrubStatus, Verdict,
+};
+use crate::control::client::Method;
+use crate::offline;
+use crate::size::Size;
+
+#[derive(Debug, Subcommand)]
+pub enum Pool {
+    /// Make a pool in a file or on a raw device
+    Create(Create),
+    /// Read a pool that nobody serves through to the last block, and give a verdict
+    Check(Check),
+    /// How the pool is and where its space went
+    Status,
+    /// Verify every block while the pool is in use
+    Scrub(ScrubArguments),
+    /// Use more space: what the file or device has now, or a new size for the file
+    Grow(Grow),
+    /// Write again after an error of the medium was dealt with
+    Resume(ResumeArguments),
+    /// Say what a repair would do; with --yes, do it
+    Repair(RepairArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The file or device
+    path: PathBuf,
+    /// The size of the file; a device is used whole
+    #[arg(long)]
+    size: Option<Size>,
+    /// Take the space of the file now, not as it is written
+    #[arg(long)]
+    preallocate: bool,
+    /// Overwrite without asking what is there
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The file or device
+    path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct ScrubArguments {
+    /// What to do
+    #[arg(value_enum, default_value = "start")]
+    action: ScrubAction,
+    /// Bytes a second at most
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub struct Grow {
+    /// The new size of the file
+    #[arg(long)]
+    size: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub struct ResumeArguments {
+    /// Go on although acknowledged writes were lost
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RepairArguments {
+    /// Do it
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Pool {
+    pub fn run(self, context: &Context) -> Result<Outcome, Problem> {
+        let client = &context.client;
+        let status: PoolStatus = match self {
+            Pool::Create(create) => return create.run(context),
+            Pool::Check(check) => return check.run(context),
+            Pool::Repair(repair) => return repair.run(context),
+            Pool::Status => client.get("/v1/pool")?,
+            Pool::Scrub(arguments) => {
+                let rate_bytes_per_second = arguments.rate.map(|rate| rate.0);
+                let order = Scrub { action: arguments.action, rate_bytes_per_second };
+                let status: PoolStatus = client.request(Method::Post, "/v1/pool/scrub", &order)?;
+                output::answer(context.json, status, |status| {
+                    format!("scrub: {}\n", scrub(&status.scrub))
+                })?;
+                return Ok(Outcome::Well);
+            }
+            Pool::Grow(arguments) => {
+                let order = GrowPool { size_bytes: arguments.size.map(|size| size.0) };
+                client.request(Method::Post, "/v1/pool/grow", &order)?
+            }
+            Pool::Resume(arguments) => {
+                let order = Resume { accept_loss: arguments.accept_loss };
+                client.request(Method::Post, "/v1/pool/resume", &order)?
+            }
+        };
+        let outcome = outcome(status.state);
+        output::answer(context.json, status, words)?;
+        Ok(outcome)
+    }
+}
+
+/// The exit code that goes with a state.
+pub fn outcome(state: PoolState) -> Outcome {
+    if state == PoolState::Well { Outcome::Well } else { Outcome::Degraded }
+}
+
+/// A pool in words.
+pub fn words(pool: &PoolStatus) -> String {
+    let space = &pool.space;
+    let share = output::percent(space.physical_bytes, pool.size_bytes);
+    let taken = format!("{} of {} ({share})", Size(space.physical_bytes), Size(pool.size_bytes));
+    let mut text = output::fields(&[
+        ("pool", pool.path.clone()),
+        ("state", pool.state.word().into()),
+        ("physical", taken),
+        ("logical", Size(space.logical_bytes).to_string()),
+        ("mapped", Size(space.mapped_bytes).to_string()),
+        ("shared", Size(space.shared_bytes).to_string()),
+        ("reclaimable", Size(space.reclaimable_bytes).to_string()),
+        ("pending free", Size(space.pending_free_bytes).to_string()),
+        ("scrub", scrub(&pool.scrub)),
+    ]);
+    text.push_str(&output::conditions(&pool.conditions));
+    text
+}
+
+/// A scrub in words: what is done of what, how fast, and until when if that can be told.
+fn scrub(scrub: &ScrubStatus) -> String {
+    let state = match scrub.state {
+        ScrubState::Never => return "none since the server started".into(),
+        ScrubState::Running => "running",
+        ScrubState::Paused => "paused",
+        ScrubState::Cancelled => "stopped early",
+        ScrubState::Finished => "finished",
+    };
+    let mut text = format!(
+        "{state}, {} of {} ({}), {} bad blocks",
+        Size(scrub.done_bytes),
+        Size(scrub.total_bytes),
+        output::percent(scrub.done_bytes, scrub.total_bytes),
+        scrub.bad_blocks
+    );
+    if scrub.state == ScrubState::Running {
+        let left = scrub.total_bytes.saturating_sub(scrub.done_bytes);
+        let eta = match left.checked_div(scrub.rate_bytes_per_second) {
+            Some(seconds) => format!("about {}", coarse(seconds)),
+            None => "unknown".into(),
+        };
+        let rate = Size(scrub.rate_bytes_per_second);
+        text.push_str(&format!(", {rate}/s, time left: {eta}"));
+    }
+    text
+}
+
+fn coarse(seconds: u64) -> String {
+    match seconds {
+        0..=90 => format!("{seconds} s"),
+        91..=5400 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h", seconds.div_ceil(3600)),
+    }
+}
+
+impl Create {
+    fn run(self, context: &Context) -> Result<Outcome, Problem> {
+        let path = self.path.display();
+        offline::must_not_be_in_use(&self.path)?;
+        if let Some(found) = offline::signature(&self.path)? {
+            let what = format!("{path} holds {found}, which would be overwritten");
+            let word = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
+            ask::typed(&what, &word, self.yes)?;
+        }
+        let is_device = offline::is_device(&self.path);
+        if self.size.is_some() && is_device {
+            return Err(usage("a device is used whole").next("leave --size out"));
+        }
+        if self.size.is_none() && !is_device && !self.path.exists() {
+            return Err(usage(format!("how large is {path} to be?")).next("add --size 10G"));
+        }
+        let order = offline::Create {
+            path: self.path,
+            size_bytes: self.size.map(|size| size.0),
+            preallocate: self.preallocate,
+        };
+        let created = offline::create(&order)?;
+        output::answer(context.json, created, |created| {
+            let size = Size(created.size_bytes);
+            format!("{} is a pool of {size}\nbowline serve --pool {0}\n", created.path)
+        })?;
+        Ok(Outcome::Well)
+    }
+}
+
+impl Check {
+    fn run(self, context: &Context) -> Result<Outcome, Problem> {
+        offline::must_not_be_in_use(&self.path)?;
+        let report = offline::check(&self.path)?;
+        let outcome = match report.verdict {
+            Verdict::Sound => Outcome::Well,
+            Verdict::Repairable => Outcome::Degraded,
+            Verdict::Damaged => Outcome::No,
+        };
+        output::answer(context.json, report, report_words)?;
+        Ok(outcome)
+    }
+}
+
+fn report_words(report: &CheckReport) -> String {
+    let verdict = match report.verdict {
+        Verdict::Sound => "sound: every block is what was written",
+        Verdict::Repairable => "repairable: all data is there, something beside it needs repair",
+        Verdict::Damaged => "damaged: data is missing or wrong",
+    };
+    let mut text = findings(&report.findings);
+    text.push_str(&output::fields(&[
+        ("pool", report.path.clone()),
+        ("looked at", format!("{} slots, {} segments", report.slots, report.segments)),
+        ("disks", report.disks.to_string()),
+        ("verified", Size(report.verified_bytes).to_string()),
+        ("last write", report.sequence_last.to_string()),
+        ("verdict", verdict.into()),
+    ]));
+    text
+}
+
+fn findings(findings: &[Finding]) -> String {
+    let line =
+        |finding: &Finding| format!("{}: {}\n  {}\n", finding.place, finding.what, finding.remedy);
+    findings.iter().map(line).collect()
+}
+
+impl RepairArguments {
+    fn run(self, context: &Context) -> Result<Outcome, Problem> {
+        let order = Repair { apply: self.yes };
+        let report: RepairReport =
+            context.client.request(Method::Post, "/v1/pool/repair", &order)?;
+        output::answer(context.json, report, |report| {
+            let end = match (report.findings.is_empty(), report.applied) {
+                (true, _) => "nothing needs repair\n",
+                (false, true) => "repaired\n",
+                (false, false) => "nothing was changed; --yes does it\n",
+            };
+            findings(&report.findings) + end
+        })?;
+        Ok(Outcome::Well)
+    }
+}

@@ -1,0 +1,96 @@
+//! Requests that were started and not answered, and the tickets that find them again.
+
+use std::collections::VecDeque;
+
+use bowline_disk::IoError;
+use bowline_store::{DiskId, Ticket};
+use bowline_wire::Cookie;
+
+use crate::budget::{Lane, Loan};
+use crate::slab::{Key, Slab};
+
+/// Room kept in the send ring for the reply of a request: a simple reply, the header of a read, or
+/// an error with a short message.
+pub(crate) const REPLY_BYTES: u32 = 128;
+
+/// Room kept for the chunk of one piece of a streamed read, or of one hole.
+pub(crate) const CHUNK_BYTES: u32 = 32;
+
+/// Most extents in a reply to BLOCK_STATUS.
+pub(crate) const EXTENTS_MAX: usize = 128;
+
+/// Room kept for such a reply.
+pub(crate) const STATUS_BYTES: u32 = 24 + 8 * EXTENTS_MAX as u32;
+
+/// The ticket's piece number of a question about states.
+pub(crate) const STATUS_PIECE: u16 = u16::MAX;
+
+/// A request that was started.
+pub(crate) struct Request {
+    pub session: Key,
+    pub disk: DiskId,
+    pub cookie: Cookie,
+    pub offset: u64,
+    pub bytes: u32,
+    pub kind: Kind,
+    /// Room kept in the send ring.
+    pub reserved: u32,
+    /// Answers of the disk that are still to come.
+    pub outstanding: u32,
+}
+
+pub(crate) enum Kind {
+    /// Answered by success or an error.
+    Plain { writes: bool },
+    /// BLOCK_STATUS.
+    Status { one: bool },
+    /// READ.
+    Read(Read),
+}
+
+pub(crate) struct Read {
+    /// Answered at once, when everything was read: a simple reply, or one that must not be cut.
+    pub whole: bool,
+    /// What is still to be read or sent as a hole.
+    pub plan: VecDeque<Run>,
+    /// What was read, in order, of a whole read; of a streamed one what is being read.
+    pub pieces: Vec<Piece>,
+    pub lane: Lane,
+    pub failure: Option<(IoError, u64)>,
+    /// Bytes sent as holes.
+    pub hole_bytes: u64,
+}
+
+/// Bytes next to each other that are read, or known to be zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub offset: u64,
+    pub bytes: u32,
+    pub hole: bool,
+}
+
+/// Bytes read into one span.
+pub(crate) struct Piece {
+    pub offset: u64,
+    pub bytes: u32,
+    pub loan: Option<Loan>,
+}
+
+impl Slab<Request> {
+    /// The ticket for a piece of a request: class, generation, piece, slot.
+    pub fn ticket(class: u8, key: Key, piece: u16) -> Ticket {
+        assert!(key.slot < 1 << 24, "too many requests");
+        let generation = u64::from(key.generation & 0xffff);
+        let high = u64::from(class) << 56 | generation << 40;
+        Ticket(high | u64::from(piece) << 24 | u64::from(key.slot))
+    }
+
+    /// The request and the piece that a ticket names.
+    pub fn find(&self, ticket: Ticket) -> Option<(Key, u16)> {
+        let slot = (ticket.0 & 0xff_ffff) as u32;
+        let piece = (ticket.0 >> 24) as u16;
+        let key = self.key_at(slot)?;
+        let generation = (ticket.0 >> 40) as u16;
+        (key.generation as u16 == generation).then_some((key, piece))
+    }
+}

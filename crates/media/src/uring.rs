@@ -1,0 +1,282 @@
+//! The medium on io_uring, sharing the data thread's ring.
+//!
+//! Reads and writes are pushed to the ring and start with its next submission, so that whoever
+//! runs the ring can let replies leave first. Flushes run where [`FlushPolicy`] says; discards and
+//! allocations on a thread of their own, because they can take long. Results of threads arrive
+//! through an event descriptor that the ring polls, so one wait covers everything.
+//!
+//! After the death of the process, reads and writes may still land until the ring's fence has been
+//! passed; calls of threads have ended when the process's lock is free.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bowline_arena::{Completed, Operation, Part, Ring, UserData};
+use bowline_store::{Completion, Io, IoId, Media, MediumError};
+
+use crate::flush::{FlushPlace, FlushPolicy};
+use crate::progress::Progress;
+use crate::target::{Direction, Extent, Target, VECTORS_MAX};
+use crate::work::{Mailbox, Work, Workers};
+
+/// The slot of the poll for the threads' results.
+const WAKE_SLOT: u32 = (1 << 24) - 1;
+
+/// A file or block device by io_uring.
+pub struct UringMedia(pub(crate) Rc<RefCell<State>>);
+
+/// The medium's end of the event loop: takes the ring's completions of its class.
+#[derive(Clone)]
+pub struct UringEvents(Rc<RefCell<State>>);
+
+/// One read or write in flight.
+struct Transfer {
+    id: IoId,
+    direction: Direction,
+    progress: Progress,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    transfer: Option<Transfer>,
+}
+
+pub(crate) struct State {
+    target: Arc<Target>,
+    extent: Extent,
+    ring: Rc<RefCell<Ring>>,
+    class: u8,
+    spin: Duration,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    done: VecDeque<Completion>,
+    reads: usize,
+    /// Submitted and not given back by `complete`.
+    outstanding: usize,
+    policy: FlushPolicy,
+    flusher: Workers,
+    helper: Workers,
+    mailbox: Arc<Mailbox>,
+    /// Jobs that threads have.
+    jobs: usize,
+    polling: bool,
+}
+
+impl UringMedia {
+    pub(crate) fn new(
+        target: Target,
+        ring: Rc<RefCell<Ring>>,
+        class: u8,
+        spin: Duration,
+        place: FlushPlace,
+    ) -> std::io::Result<UringMedia> {
+        let target = Arc::new(target);
+        let mailbox = Mailbox::new()?;
+        let flusher = Workers::start("bowline-flush", 1, spin, &target, &mailbox)?;
+        let helper = Workers::start("bowline-space", 1, Duration::ZERO, &target, &mailbox)?;
+        let state = State {
+            extent: Extent::new(&target)?,
+            target,
+            ring,
+            class,
+            spin,
+            slots: Vec::new(),
+            free: Vec::new(),
+            done: VecDeque::new(),
+            reads: 0,
+            outstanding: 0,
+            policy: FlushPolicy::new(place),
+            flusher,
+            helper,
+            mailbox,
+            jobs: 0,
+            polling: false,
+        };
+        Ok(UringMedia(Rc::new(RefCell::new(state))))
+    }
+
+    /// The event loop's end.
+    #[must_use]
+    pub fn events(&self) -> UringEvents {
+        UringEvents(Rc::clone(&self.0))
+    }
+}
+
+impl UringEvents {
+    /// Takes a completion of the medium's class that the ring has given. What it completed is
+    /// given by the medium's `complete`.
+    pub fn on_completion(&self, completed: Completed) {
+        self.0.borrow_mut().on_completion(completed);
+    }
+}
+
+impl Media for UringMedia {
+    fn bytes_total(&self) -> u64 {
+        let state = self.0.borrow();
+        state.extent.now(&state.target)
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        let mut state = self.0.borrow_mut();
+        state.outstanding += 1;
+        match io {
+            Io::Read { at, into } => state.transfer(id, Direction::Read, at, vec![into]),
+            Io::Write { at, from } => state.transfer(id, Direction::Write, at, from),
+            Io::Flush => state.flush(id),
+            Io::Discard { at, bytes } => state.help(id, Work::Discard { at, bytes }),
+            Io::Allocate { at, bytes } => state.help(id, Work::Allocate { at, bytes }),
+        }
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        let mut state = self.0.borrow_mut();
+        state.collect();
+        let completion = state.done.pop_front()?;
+        state.outstanding -= 1;
+        Some(completion)
+    }
+
+    fn wait(&mut self) -> Result<(), MediumError> {
+        let mut state = self.0.borrow_mut();
+        assert!(state.outstanding > 0, "a wait for nothing");
+        loop {
+            state.collect();
+            if !state.done.is_empty() {
+                return Ok(());
+            }
+            let waited = state.ring.borrow_mut().wait(None, state.spin);
+            waited.map_err(|error| ring_error(&error))?;
+            let class = state.class;
+            loop {
+                let Some(completed) = state.ring.borrow_mut().completion_of(class) else { break };
+                state.on_completion(completed);
+            }
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // The kernel must have looked up the descriptor's number before it is closed and used
+        // for another file. If it cannot, nothing was handed over.
+        let _ = self.ring.borrow_mut().submit();
+    }
+}
+
+impl State {
+    fn transfer(&mut self, id: IoId, direction: Direction, at: u64, parts: Vec<Part>) {
+        let bytes = parts.iter().map(|part| u64::from(part.bytes)).sum();
+        if !self.extent.holds(&self.target, at, bytes) {
+            let call = direction.call(bytes, at);
+            let result = Err(MediumError::System { call, code: libc::EINVAL });
+            self.done.push_back(Completion { id, result });
+            return;
+        }
+        self.reads += usize::from(direction == Direction::Read);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() as u32 - 1
+        });
+        assert!(slot < WAKE_SLOT, "too many transfers");
+        let progress = Progress::new(direction, at, parts);
+        self.slots[slot as usize].transfer = Some(Transfer { id, direction, progress });
+        self.push(slot);
+    }
+
+    /// Pushes what is left of a slot's transfer.
+    fn push(&mut self, slot: u32) {
+        let Slot { generation, transfer } = &mut self.slots[slot as usize];
+        let Some(transfer) = transfer else { return };
+        let descriptor = self.target.descriptor();
+        let (at, parts) = transfer.progress.rest();
+        let some = || parts[..parts.len().min(VECTORS_MAX)].to_vec();
+        let operation = match (transfer.direction, parts) {
+            (Direction::Read, [part]) => Operation::Read { descriptor, at, into: *part },
+            (Direction::Write, [part]) => Operation::Write { descriptor, at, from: *part },
+            (Direction::Read, _) => Operation::ReadVectored { descriptor, at, into: some() },
+            (Direction::Write, _) => Operation::WriteVectored { descriptor, at, from: some() },
+        };
+        let user_data = UserData::new(self.class, slot, *generation);
+        self.ring.borrow_mut().push(user_data, operation);
+    }
+
+    fn on_completion(&mut self, completed: Completed) {
+        let slot = completed.user_data.slot();
+        if slot == WAKE_SLOT {
+            self.polling = false;
+            self.collect();
+            self.poll_for_results();
+            return;
+        }
+        let place = &mut self.slots[slot as usize];
+        assert_eq!(place.generation, completed.user_data.generation(), "an old completion");
+        let Some(transfer) = &mut place.transfer else { panic!("a completion of nothing") };
+        let moved = completed.outcome().map(u64::from);
+        let Some(result) = transfer.progress.advance(moved) else { return self.push(slot) };
+        let id = transfer.id;
+        self.reads -= usize::from(transfer.direction == Direction::Read);
+        place.transfer = None;
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(slot);
+        self.done.push_back(Completion { id, result });
+    }
+
+    fn flush(&mut self, id: IoId) {
+        if !self.policy.on_data_thread(self.reads) {
+            // SAFETY: a flush names no memory.
+            unsafe { self.flusher.push(id, Work::Flush) };
+            self.jobs += 1;
+            self.poll_for_results();
+            return;
+        }
+        // What was pushed before shall not wait for the flush.
+        let submitted = self.ring.borrow_mut().submit();
+        let start = Instant::now();
+        let result =
+            submitted.map_err(|error| ring_error(&error)).and_then(|()| self.target.flush());
+        self.policy.record(start.elapsed().as_micros() as u64);
+        self.done.push_back(Completion { id, result });
+    }
+
+    fn help(&mut self, id: IoId, work: Work) {
+        // SAFETY: these calls name no memory of the caller.
+        unsafe { self.helper.push(id, work) };
+        self.jobs += 1;
+        self.poll_for_results();
+    }
+
+    /// Takes what threads have finished.
+    fn collect(&mut self) {
+        if self.jobs == 0 {
+            return;
+        }
+        for done in self.mailbox.take() {
+            self.jobs -= 1;
+            if let Some(micros) = done.flush_micros {
+                self.policy.record(micros);
+            }
+            self.done.push_back(Completion { id: done.id, result: done.result });
+        }
+    }
+
+    /// Lets the ring complete when a thread has finished something.
+    fn poll_for_results(&mut self) {
+        if self.polling || self.jobs == 0 {
+            return;
+        }
+        let descriptor = self.mailbox.wake().as_raw_fd();
+        let poll = Operation::Poll { descriptor, events: libc::POLLIN as u16 };
+        self.ring.borrow_mut().push(UserData::new(self.class, WAKE_SLOT, 0), poll);
+        self.polling = true;
+    }
+}
+
+fn ring_error(error: &std::io::Error) -> MediumError {
+    let code = error.raw_os_error().unwrap_or(libc::EIO);
+    MediumError::System { call: "io_uring_enter".to_owned(), code }
+}

@@ -1,0 +1,504 @@
+//! A simulated device, and the medium a simulated process sees of it.
+//!
+//! The [`Device`] outlives processes and hosts; a [`SimMedia`] is one process's way to it. Rules:
+//! - Virtual time only. I/O completes when its time has come, in an order drawn from the seed.
+//! - The bytes of a write leave the memory when it lands, not when it is submitted, so a submitter
+//!   that changes them in between is found out (and would be by real hardware, now and then).
+//! - When a process dies, what it had submitted lands later, whole, in part or never, in any order,
+//!   writes into the device and reads into the memory, until after [`Device::settle`].
+//! - A process can be made to die at the n-th call of its medium ([`Device::arm`]): the call unwinds
+//!   with [`Killed`], so no further instruction of the process runs.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bowline_arena::{Memory, Part};
+use bowline_store::{Completion, Io, IoId, Media, MediumError};
+
+use crate::Random;
+use crate::faults::{Fate, Faults};
+use crate::journal::Moment;
+use crate::platter::{Content, PAGE, Platter, SECTOR};
+
+const EIO: i32 = 5;
+
+/// What unwinds through a process that dies inside a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Killed;
+
+#[derive(Debug, Clone)]
+struct Flight {
+    id: IoId,
+    io: Io,
+    due: u64,
+    fate: Fate,
+    /// A flush covers what had completed when it was submitted.
+    through: u64,
+    /// A hash of a write's bytes when it was submitted, for some of them.
+    sum: Option<u64>,
+}
+
+/// What happened at a device, counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DeviceCounters {
+    /// Writes that completed.
+    pub writes: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Reads that completed.
+    pub reads: u64,
+    /// Flushes that completed well.
+    pub flushes: u64,
+    /// Writes of dead processes that landed after the death.
+    pub landed_late: u64,
+    /// Of these, after the successor had begun.
+    pub landed_on_successor: u64,
+    /// Blocks that lost volatile content in a host crash.
+    pub blocks_lost: u64,
+    /// Blocks that came out of a host crash with sectors of several writes.
+    pub blocks_torn: u64,
+    /// Injected errors, by read, write and flush.
+    pub errors: [u64; 3],
+}
+
+/// A device and all that is under way to it. Survives the process and the host.
+#[derive(Clone)]
+pub struct Device {
+    platter: Platter,
+    memory: Rc<Memory>,
+    now: u64,
+    flights: Vec<Flight>,
+    orphans: Vec<Flight>,
+    ready: VecDeque<(IoId, Result<(), MediumError>)>,
+    random: Random,
+    faults: Faults,
+    fuse: Option<u64>,
+    generation: u64,
+    alive: bool,
+    counters: DeviceCounters,
+    broken_rules: Vec<String>,
+    scratch: Vec<u8>,
+    pub(crate) journal: Option<Vec<Moment>>,
+}
+
+/// A device shared by the simulator and the processes it simulates.
+pub type SharedDevice = Rc<RefCell<Device>>;
+
+impl Device {
+    /// A device full of zeros, and the memory its I/O moves bytes to and from.
+    #[must_use]
+    pub fn new(blocks: u64, memory: Rc<Memory>, seed: u64) -> Device {
+        Device {
+            platter: Platter::new(blocks),
+            memory,
+            now: 1,
+            flights: Vec::new(),
+            orphans: Vec::new(),
+            ready: VecDeque::new(),
+            random: Random::new(seed ^ 0x6d65_6469),
+            faults: Faults::default(),
+            fuse: None,
+            generation: 0,
+            alive: false,
+            counters: DeviceCounters::default(),
+            broken_rules: Vec::new(),
+            scratch: Vec::new(),
+            journal: None,
+        }
+    }
+
+    /// Virtual time in microseconds.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counters(&self) -> DeviceCounters {
+        self.counters
+    }
+
+    /// The memory its I/O moves bytes to and from.
+    #[must_use]
+    pub fn memory(&self) -> &Rc<Memory> {
+        &self.memory
+    }
+
+    /// From here on, what is drawn is another seed's.
+    pub fn reseed(&mut self, seed: u64) {
+        self.random = Random::new(seed);
+    }
+
+    /// What is stored.
+    pub fn platter(&mut self) -> &mut Platter {
+        &mut self.platter
+    }
+
+    /// The errors and delays to come.
+    pub fn faults(&mut self) -> &mut Faults {
+        &mut self.faults
+    }
+
+    /// Takes the rules of media that were broken by the submitter.
+    pub fn take_broken_rules(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.broken_rules)
+    }
+
+    /// Lets time pass.
+    pub fn advance(&mut self, micros: u64) {
+        self.now += micros;
+        self.land_orphans_due();
+    }
+
+    /// When the next I/O of the living process completes.
+    #[must_use]
+    pub fn next_due(&self) -> Option<u64> {
+        self.flights.iter().map(|flight| flight.due).min()
+    }
+
+    /// The process is to die at its n-th call from now; nothing disarms.
+    pub fn arm(&mut self, calls: Option<u64>) {
+        self.fuse = calls;
+    }
+
+    /// The process dies, or is dead already; its I/O lands later.
+    pub fn kill(&mut self) {
+        self.alive = false;
+        self.generation += 1;
+        self.fuse = None;
+        self.ready.clear();
+        for mut flight in std::mem::take(&mut self.flights) {
+            let later = if self.random.one_in(3) { 2_000_000 } else { 20_000 };
+            flight.due = self.now + self.random.below(later);
+            // The end of a process cancels what no driver has begun, and splits what is large.
+            match self.random.below(8) {
+                0 | 1 => continue,
+                2 if !matches!(flight.io, Io::Flush) => flight.fate = Fate::Error(EIO),
+                _ => {}
+            }
+            self.orphans.push(flight);
+        }
+    }
+
+    /// Number of the dead's I/Os that can still land.
+    #[must_use]
+    pub fn pending_of_dead(&self) -> usize {
+        self.orphans.len()
+    }
+
+    /// Waits until no I/O of the dead can land any more: the fence.
+    pub fn settle(&mut self) {
+        if let Some(last) = self.orphans.iter().map(|flight| flight.due).max() {
+            self.now = self.now.max(last);
+            self.land_orphans_due();
+        }
+    }
+
+    /// A successor begins over `memory`, which holds what the dead left there.
+    pub fn succeed(&mut self, memory: Rc<Memory>) {
+        self.memory = memory;
+        self.alive = true;
+    }
+
+    /// The host loses its power, and with it every process and the memory.
+    pub fn crash_host(&mut self) {
+        self.kill();
+        let mut random = self.random.fork();
+        while !self.orphans.is_empty() {
+            let index = random.below(self.orphans.len() as u64) as usize;
+            let mut flight = self.orphans.swap_remove(index);
+            match random.below(4) {
+                0 => {}
+                1 => self.land(&flight),
+                _ if matches!(flight.io, Io::Flush) => {}
+                _ => {
+                    flight.fate = Fate::Error(EIO);
+                    self.land(&flight);
+                }
+            }
+        }
+        let (lost, torn) = self.platter.crash(&mut random);
+        self.counters.blocks_lost += lost;
+        self.counters.blocks_torn += torn;
+    }
+
+    fn land_orphans_due(&mut self) {
+        while let Some(index) = earliest(&self.orphans, self.now) {
+            let flight = self.orphans.swap_remove(index);
+            if matches!(flight.io, Io::Write { .. }) {
+                self.counters.landed_late += 1;
+                self.counters.landed_on_successor += u64::from(self.alive);
+            }
+            self.land(&flight);
+        }
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        let kind = Faults::kind(&io);
+        let (fate, delay) = self.faults.draw(kind, &mut self.random);
+        let sum = match &io {
+            Io::Write { from, .. } if self.random.one_in(4) => Some(self.sum(from)),
+            _ => None,
+        };
+        if let Some(rule) = self.broken_rule(id, &io) {
+            self.broken_rules.push(rule);
+            self.ready.push_back((id, Err(system("io past the end", 22))));
+            return;
+        }
+        let due = self.now + delay;
+        self.flights.push(Flight { id, io, due, fate, through: self.platter.stamp(), sum });
+    }
+
+    fn broken_rule(&self, id: IoId, io: &Io) -> Option<String> {
+        if self.flights.iter().any(|flight| flight.id == id) {
+            return Some(format!("{id:?} is submitted while it is under way"));
+        }
+        let (at, bytes) = match io {
+            Io::Read { at, into } => (*at, u64::from(into.bytes)),
+            Io::Write { at, from } => (*at, from.iter().map(|part| u64::from(part.bytes)).sum()),
+            Io::Discard { at, bytes } | Io::Allocate { at, bytes } => (*at, *bytes),
+            Io::Flush => return None,
+        };
+        let page = PAGE as u64;
+        if !at.is_multiple_of(page) || !bytes.is_multiple_of(page) || bytes == 0 {
+            return Some(format!("{io:?} is not made of whole blocks"));
+        }
+        if at.checked_add(bytes).is_none_or(|end| end > self.platter.blocks() * page) {
+            return Some(format!("{io:?} reaches past the end of the medium"));
+        }
+        None
+    }
+
+    fn complete(&mut self) -> Option<(IoId, Result<(), MediumError>)> {
+        self.land_orphans_due();
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(ready);
+        }
+        let flight = self.flights.swap_remove(earliest(&self.flights, self.now)?);
+        self.land(&flight);
+        let result = match flight.fate {
+            Fate::Good | Fate::Lie => Ok(()),
+            Fate::Error(code) => {
+                self.counters.errors[Faults::kind(&flight.io)] += 1;
+                Err(system("simulated I/O", code))
+            }
+            Fate::Short(done) => {
+                self.counters.errors[Faults::kind(&flight.io)] += 1;
+                Err(MediumError::Short { call: "simulated I/O".into(), done })
+            }
+        };
+        Some((flight.id, result))
+    }
+
+    /// The effect of an I/O, whole or, if its fate is bad, in part.
+    fn land(&mut self, flight: &Flight) {
+        match &flight.io {
+            Io::Write { at, from } => {
+                if flight.sum.is_some_and(|sum| sum != self.sum(from)) {
+                    let rule = format!("the bytes of a write at {at} changed under the medium");
+                    self.broken_rules.push(rule);
+                }
+                self.counters.writes += 1;
+                self.write(*at / PAGE as u64, from, flight.fate);
+            }
+            Io::Read { at, into } => {
+                self.counters.reads += 1;
+                self.read(*at / PAGE as u64, *into, flight.fate);
+            }
+            Io::Flush => match flight.fate {
+                Fate::Good => {
+                    self.counters.flushes += 1;
+                    self.platter.flush(flight.through);
+                }
+                Fate::Lie => {}
+                _ => self.platter.fail_flush(flight.through, &mut self.random),
+            },
+            Io::Discard { at, bytes } => self.discard(*at, *bytes),
+            Io::Allocate { .. } => {}
+        }
+    }
+
+    fn write(&mut self, block: u64, from: &[Part], fate: Fate) {
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        for part in from {
+            self.memory.fetch(*part, &mut bytes);
+        }
+        let stamp = self.platter.next_stamp();
+        self.counters.bytes_written += bytes.len() as u64;
+        let moved = fate.moved(bytes.len());
+        let (pages, _) = bytes.as_chunks::<PAGE>();
+        for (index, page) in pages.iter().enumerate() {
+            let block = block + index as u64;
+            let start = index * PAGE;
+            let content = if start + PAGE <= moved {
+                Some(Rc::new(*page))
+            } else if matches!(fate, Fate::Error(_)) || start < moved {
+                let old = self.platter.content(block);
+                mixed(old, page, moved.saturating_sub(start), fate, &mut self.random)
+            } else {
+                continue;
+            };
+            self.platter.store(block, content, stamp);
+        }
+        self.scratch = bytes;
+    }
+
+    fn read(&mut self, block: u64, into: Part, fate: Fate) {
+        let moved = fate.moved(into.bytes as usize);
+        for index in 0..into.bytes as usize / PAGE {
+            if index * PAGE >= moved {
+                break;
+            }
+            let content = self.platter.content(block + index as u64);
+            let part = into.sub((index * PAGE) as u32, PAGE as u32);
+            self.memory.land(part, content.as_deref().unwrap_or(&[0; PAGE]));
+        }
+    }
+
+    /// Afterwards the blocks hold zeros, what they held, or anything else.
+    fn discard(&mut self, at: u64, bytes: u64) {
+        let stamp = self.platter.next_stamp();
+        let what = self.random.below(3);
+        for block in at / PAGE as u64..(at + bytes) / PAGE as u64 {
+            match what {
+                0 => self.platter.store(block, None, stamp),
+                1 => self.platter.store(block, Some(Rc::new([0xd5; PAGE])), stamp),
+                _ => {}
+            }
+        }
+    }
+
+    fn sum(&self, parts: &[Part]) -> u64 {
+        let mut bytes = Vec::new();
+        for part in parts {
+            self.memory.fetch(*part, &mut bytes);
+        }
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+
+    /// Counts a call of the living process; true if it is its last.
+    fn burn(&mut self) -> bool {
+        match &mut self.fuse {
+            Some(0) => true,
+            Some(calls) => {
+                *calls -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+fn earliest(flights: &[Flight], now: u64) -> Option<usize> {
+    let (index, flight) = flights.iter().enumerate().min_by_key(|(_, flight)| flight.due)?;
+    (flight.due <= now).then_some(index)
+}
+
+/// A block of a write that went wrong: the sectors up to `moved`, or any of them after an error.
+fn mixed(old: Content, new: &[u8; PAGE], moved: usize, fate: Fate, random: &mut Random) -> Content {
+    let mut page = old.map_or([0; PAGE], |page| *page);
+    let landed = random.below(3);
+    for sector in 0..PAGE / SECTOR {
+        let range = sector * SECTOR..(sector + 1) * SECTOR;
+        let lands = match fate {
+            Fate::Error(_) => landed == 0 || (landed == 1 && random.one_in(2)),
+            _ => range.end <= moved,
+        };
+        if lands {
+            page[range.clone()].copy_from_slice(&new[range]);
+        }
+    }
+    Some(Rc::new(page))
+}
+
+fn system(call: &str, code: i32) -> MediumError {
+    MediumError::System { call: call.into(), code }
+}
+
+/// One process's medium over a [`Device`].
+pub struct SimMedia {
+    device: SharedDevice,
+    generation: u64,
+}
+
+impl SimMedia {
+    /// The medium of the process that lives now.
+    #[must_use]
+    pub fn new(device: &SharedDevice) -> SimMedia {
+        let generation = device.borrow().generation;
+        SimMedia { device: device.clone(), generation }
+    }
+
+    /// Which process of the device this is.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn alive(&self) -> bool {
+        let device = self.device.borrow();
+        device.alive && device.generation == self.generation
+    }
+
+    /// Dies if it is time, before or after what `last` does.
+    fn die_if_due(&self, last: impl FnOnce(&mut Device)) {
+        let mut device = self.device.borrow_mut();
+        if device.burn() {
+            if device.random.one_in(2) {
+                last(&mut device);
+            }
+            device.kill();
+            drop(device);
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+    }
+}
+
+impl Media for SimMedia {
+    fn bytes_total(&self) -> u64 {
+        self.device.borrow().platter.blocks() * PAGE as u64
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        if self.alive() {
+            self.die_if_due(|device| device.submit(id, io.clone()));
+            let mut device = self.device.borrow_mut();
+            device.note_stores();
+            device.submit(id, io);
+            device.note_moved();
+        }
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        if !self.alive() {
+            return None;
+        }
+        let mut device = self.device.borrow_mut();
+        device.note_stores();
+        let (id, result) = device.complete()?;
+        device.note_moved();
+        drop(device);
+        self.die_if_due(|_| {});
+        Some(Completion { id, result })
+    }
+
+    fn wait(&mut self) -> Result<(), MediumError> {
+        if !self.alive() {
+            return Err(MediumError::Died);
+        }
+        let mut device = self.device.borrow_mut();
+        if device.ready.is_empty() {
+            let due = device.next_due().ok_or(MediumError::Died)?;
+            let pass = due.saturating_sub(device.now);
+            device.advance(pass);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "media_tests.rs"]
+mod tests;

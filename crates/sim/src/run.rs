@@ -1,0 +1,311 @@
+//! One seed: a pool, guests that use it, crashes of every kind, and the oracle after each.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bowline_store::Ticket;
+
+use crate::coverage::Coverage;
+use crate::media::Killed;
+use crate::model::{Change, Model, Violation};
+use crate::recover::{Crash, Plan};
+use crate::stamp::Seen;
+use crate::subject::{Host, Setup, Subject};
+use crate::workload::Workload;
+use crate::{Faults, Random};
+
+/// How a seed is to be run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Operations of a seed.
+    pub operations: u64,
+    /// A behaviour broken on purpose, by name.
+    pub broken: Option<String>,
+    /// Whether the device may fail.
+    pub faults: bool,
+    /// Whether the pool is damaged at the end, to see that it is noticed.
+    pub damage: bool,
+    /// Whether adoption makes durable what it found, before anything is served.
+    pub adopted_is_durable: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            operations: 2000,
+            broken: None,
+            faults: true,
+            damage: true,
+            adopted_is_durable: true,
+        }
+    }
+}
+
+/// What came of a seed.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What was reached.
+    pub coverage: Coverage,
+    /// The promise that was broken, if one was.
+    pub violation: Option<Violation>,
+}
+
+/// Why the living process stops here.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// It died in a call.
+    Died,
+    /// It broke a promise.
+    Broken(Violation),
+}
+
+impl From<Violation> for Stop {
+    fn from(violation: Violation) -> Stop {
+        Stop::Broken(violation)
+    }
+}
+
+pub(crate) type Step<T> = Result<T, Stop>;
+
+/// What an answer is awaited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Waiting {
+    Read { disk: u32, lba: u64, blocks: u64, low: u64, errors: u64 },
+    Judge { disk: u32, lba: u64, blocks: u64 },
+    Status { disk: u32, lba: u64, blocks: u64, low: u64 },
+    Flush { number: u64 },
+}
+
+/// Where lines of the trace go.
+pub type Sink<'a> = &'a mut dyn FnMut(&str);
+
+pub(crate) struct Simulation<'a, S: Subject> {
+    pub options: &'a Options,
+    pub setup: Setup,
+    pub host: Host,
+    pub subject: Option<S>,
+    pub model: Model,
+    pub workload: Workload,
+    pub random: Random,
+    pub coverage: Coverage,
+    pub faults: Faults,
+    pub waiting: BTreeMap<Ticket, Waiting>,
+    /// What the judge has read: none where the block could not be.
+    pub judged: Vec<(u32, u64, Option<Seen>)>,
+    pub damaged: bool,
+    pub room: bool,
+    pub disks_made: u32,
+    /// The last change of the beginning.
+    pub first_replied: u64,
+    pub buffer: Vec<u8>,
+    next_ticket: u64,
+    sink: Option<Sink<'a>>,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run_seed<'a, S: Subject>(
+    seed: u64,
+    options: &'a Options,
+    sink: Option<Sink<'a>>,
+) -> Outcome {
+    let mut random = Random::new(seed);
+    let slot_blocks = [16, 32, 64][random.below(3) as usize];
+    let slots = random.between(40, 100);
+    let setup = S::setup(Setup {
+        slot_blocks,
+        slots,
+        medium_blocks: slot_blocks * slots,
+        arena_bytes: 4 << 20,
+        checkpoint_bytes: random.between(256 << 10, 2 << 20),
+        broken: options.broken.clone(),
+        seed,
+    });
+    let mut simulation = Simulation::<S>::new(seed, options, setup, random, sink);
+    let violation = simulation.run().err();
+    let device = simulation.host.device.borrow().counters();
+    simulation.coverage.add("writes landed late", device.landed_late);
+    simulation.coverage.add("blocks lost in host crashes", device.blocks_lost);
+    simulation.coverage.add("blocks torn in host crashes", device.blocks_torn);
+    simulation.coverage.add("medium read errors", device.errors[crate::READ]);
+    simulation.coverage.add("medium write errors", device.errors[crate::WRITE]);
+    simulation.coverage.add("medium flush errors", device.errors[crate::FLUSH]);
+    simulation.coverage.add("medium bytes written", device.bytes_written);
+    simulation.coverage.add("medium flushes", device.flushes);
+    if let Some(violation) = &violation {
+        simulation.trace("violation", || violation.0.clone());
+    }
+    Outcome { coverage: simulation.coverage, violation }
+}
+
+impl<'a, S: Subject> Simulation<'a, S> {
+    pub fn new(
+        seed: u64,
+        options: &'a Options,
+        setup: Setup,
+        mut random: Random,
+        sink: Option<Sink<'a>>,
+    ) -> Self {
+        let workload = Workload::new(random.fork(), setup.blocks());
+        let faults = if options.faults { draw_faults(&mut random) } else { Faults::default() };
+        Simulation {
+            options,
+            host: Host::new(&setup),
+            setup,
+            subject: None,
+            model: Model::new(seed),
+            workload,
+            random,
+            coverage: Coverage::default(),
+            faults,
+            waiting: BTreeMap::new(),
+            judged: Vec::new(),
+            damaged: false,
+            room: false,
+            disks_made: 0,
+            first_replied: 0,
+            buffer: Vec::new(),
+            next_ticket: 0,
+            sink,
+        }
+    }
+
+    /// Makes the pool and its first disks.
+    pub fn begin(&mut self) -> Result<(), Violation> {
+        let formatted = guarded(|| S::format(&self.host, &self.setup));
+        self.settled(|_| formatted)?.map_err(|error| Violation(format!("format: {error}")))?;
+        self.trace("format", String::new);
+        self.host.crash_process(true);
+        self.recover(&[Crash::Process])?;
+        self.settled(|simulation| simulation.make_first_disks())?;
+        self.first_replied = self.model.replied();
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), Violation> {
+        self.begin()?;
+        let mut plan = Plan::draw(self.options.operations, &mut self.random);
+        for step in 0..self.options.operations {
+            *self.host.device.borrow_mut().faults() = self.faults.clone();
+            let crash = plan.at(step);
+            if let Some(crash) = crash {
+                match crash.calls {
+                    Some(calls) => self.host.device.borrow_mut().arm(Some(calls)),
+                    None => self.crash(crash.kind, crash.inside)?,
+                }
+            }
+            match self.step() {
+                Ok(()) => {}
+                Err(Stop::Broken(violation)) => return Err(violation),
+                Err(Stop::Died) => {
+                    self.coverage.hit("crashes inside a call");
+                    let crash = plan.fired();
+                    self.crash(crash.kind, crash.inside)?;
+                }
+            }
+            self.faults.left = self.host.device.borrow_mut().faults().left;
+        }
+        self.host.device.borrow_mut().arm(None);
+        let last = if self.random.one_in(2) { Crash::Host } else { Crash::Clean };
+        self.crash(last, false)?;
+        if self.options.damage && self.random.one_in(2) {
+            self.damage()?;
+        }
+        self.collect();
+        Ok(())
+    }
+
+    /// Does something during which the process is not made to die.
+    pub fn settled<T>(&mut self, act: impl FnOnce(&mut Self) -> Step<T>) -> Result<T, Violation> {
+        match act(self) {
+            Ok(result) => Ok(result),
+            Err(Stop::Broken(violation)) => Err(violation),
+            Err(Stop::Died) => Err(Violation("the process died by itself".into())),
+        }
+    }
+
+    fn make_first_disks(&mut self) -> Step<()> {
+        for blocks in self.workload.first_disks() {
+            self.create(blocks)?;
+        }
+        Ok(())
+    }
+
+    /// Calls the subject, which may die in it.
+    pub fn call<T>(&mut self, act: impl FnOnce(&mut S) -> T) -> Step<T> {
+        let Some(subject) = self.subject.as_mut() else {
+            return Err(Stop::Broken(Violation("there is no process".into())));
+        };
+        guarded(|| act(subject))
+    }
+
+    /// Takes what the subject has counted, before it goes.
+    pub fn collect(&mut self) {
+        if let Some(subject) = &self.subject {
+            let counters = guarded(|| subject.counters());
+            for (name, count) in counters.unwrap_or_default() {
+                self.coverage.add(name, count);
+            }
+        }
+    }
+
+    /// A name for a request.
+    pub fn ticket(&mut self, waiting: Waiting) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.waiting.insert(ticket, waiting);
+        ticket
+    }
+
+    /// One line of the trace, if anybody looks.
+    pub fn trace(&mut self, what: &str, detail: impl FnOnce() -> String) {
+        if let Some(sink) = &mut self.sink {
+            let now = self.host.device.borrow().now();
+            let number = self.model.top();
+            sink(&format!("{now:>12} us {number:>6}  {what:<10} {}", detail()));
+        }
+    }
+
+    /// A change in the words of the trace.
+    pub fn describe(change: Change) -> String {
+        match change {
+            Change::Blocks { disk, lba, blocks, value } => {
+                format!("disk {disk} {lba}+{blocks} {value:?}")
+            }
+            Change::Disk { disk, blocks } => format!("disk {disk} has {blocks:?} blocks"),
+        }
+    }
+}
+
+/// Runs code of a process that may die or panic in it.
+pub(crate) fn guarded<T>(act: impl FnOnce() -> T) -> Step<T> {
+    catch_unwind(AssertUnwindSafe(act)).map_err(|payload| {
+        if payload.is::<Killed>() {
+            return Stop::Died;
+        }
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("?");
+        Stop::Broken(Violation(format!("the store panicked: {text}")))
+    })
+}
+
+fn draw_faults(random: &mut Random) -> Faults {
+    let mut faults = Faults::default();
+    if random.one_in(3) {
+        faults.micros[crate::FLUSH] = (1000, 20_000);
+    }
+    if random.one_in(4) {
+        faults.slow = random.between(20, 500) as u32;
+    }
+    if random.one_in(3) {
+        faults.left = random.between(1, 6) as u32;
+        match random.below(5) {
+            0 => faults.errors[crate::READ] = 1000,
+            1 => faults.errors[crate::WRITE] = 500,
+            2 => faults.errors[crate::FLUSH] = 1000,
+            3 => faults.short = 500,
+            _ => faults.errors = [300, 300, 300],
+        }
+    }
+    faults
+}

@@ -2,7 +2,8 @@
 
 use bowline_arena::Span;
 use bowline_store::{
-    Disk, DiskId, Durability, Event, Lba, Micros, Payload, Refused, Seq, StoreError, Ticket,
+    Disk, DiskId, Durability, Event, Lba, Media, Micros, Payload, Refused, Seq, Store, StoreError,
+    Ticket,
 };
 
 /// An ordered store of disks, as this crate sees it.
@@ -68,4 +69,61 @@ pub trait Volume {
     /// # Errors
     /// If there is no such disk, or the pool does not write.
     fn set_durability(&mut self, disk: DiskId, durability: Durability) -> Result<(), StoreError>;
+}
+
+impl<M: Media> Volume for Store<M> {
+    fn write(&mut self, disk: DiskId, lba: Lba, payload: &mut Payload<'_>) -> Result<Seq, Refused> {
+        Store::write(self, disk, lba, payload)
+    }
+
+    fn zero(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
+        Store::zero(self, disk, lba, blocks)
+    }
+
+    fn discard(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
+        Store::discard(self, disk, lba, blocks)
+    }
+
+    fn read(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, into: Span) {
+        Store::read(self, ticket, disk, lba, into);
+    }
+
+    fn block_status(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskId,
+        lba: Lba,
+        blocks: u64,
+        extents_max: usize,
+    ) {
+        Store::block_status(self, ticket, disk, lba, blocks, extents_max);
+    }
+
+    fn flush(&mut self, ticket: Ticket) {
+        Store::flush(self, ticket);
+    }
+
+    fn durable_through(&self) -> Seq {
+        Store::durable_through(self)
+    }
+
+    fn admitted_through(&self) -> Seq {
+        Store::admitted_through(self)
+    }
+
+    fn poll(&mut self, now: Micros) -> bool {
+        Store::poll(self, now)
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        Store::next_event(self)
+    }
+
+    fn disk(&self, disk: DiskId) -> Option<&Disk> {
+        Store::disk(self, disk)
+    }
+
+    fn set_durability(&mut self, disk: DiskId, durability: Durability) -> Result<(), StoreError> {
+        Store::set_durability(self, disk, durability)
+    }
 }

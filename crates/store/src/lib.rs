@@ -4,15 +4,38 @@
 //! survives any failure is a prefix of that order. The log is the store: the map points into it.
 
 mod api;
+mod appender;
+mod blocking;
+mod catalogue;
+mod checkpoint;
+mod compaction;
+mod fold;
+mod format;
 mod ids;
+mod io;
+mod lifecycle;
+mod log;
+mod map;
 mod media;
+mod read;
+mod recovery;
+mod segments;
+mod staging;
+mod status;
+mod store;
 pub mod tables;
 
 pub use api::{
     BlockState, Disk, Durability, Event, Extent, Payload, Provision, ReadError, Refused,
     StoreError, Ticket,
 };
+pub use format::{FORMAT_VERSION, PoolHeader};
 pub use ids::{
     BLOCK_BYTES, BatchNumber, DiskId, Epoch, Lba, LineageId, Micros, PoolId, SegmentId, Seq, SlotId,
 };
 pub use media::{Completion, Io, IoId, Media, MediumError};
+pub use recovery::{CreateOptions, create};
+pub use status::{Counters, PoolState, Space, Status};
+#[doc(hidden)]
+pub use store::Broken;
+pub use store::{ArenaRegion, Store, StoreOptions};

@@ -1,0 +1,468 @@
+//! Checkpoints: the changes of the map are folded into pages, then a superblock makes pages,
+//! segment table and catalogue the place recovery starts from.
+//!
+//! Order, each step only after the one before is on the medium (rule D9):
+//! 1. Freeze: the open batch closes; everything up to it is what the checkpoint stands for.
+//! 2. Fold: large ranges first, then leaf by leaf, then inner pages from the bottom up.
+//! 3. Blob: catalogue, segments and live bits.
+//! 4. Flush; by then every batch up to the frozen one has completed.
+//! 5. Superblock, flush; its second copy, flush.
+//!
+//! A crash before step 5 leaves the last checkpoint whole: nothing it names was overwritten.
+
+use std::collections::BTreeMap;
+
+use crate::appender::Appender;
+use crate::catalogue::Catalogue;
+use crate::fold::Fold;
+use crate::format::{
+    BlobExtent, BlobSegment, LineageRecord, Position, SUPERBLOCK_COPIES, SegmentKind, Superblock,
+    checksum, encode_catalogue, encode_segment, superblock_at,
+};
+use crate::io::Purpose;
+use crate::segments::SlotState;
+use crate::store::{Broken, Store};
+use crate::{BLOCK_BYTES, Io, LineageId, Media, MediumError, SegmentId, Seq};
+
+/// Segments written to the blob in one step.
+const SEGMENTS_PER_STEP: usize = 64;
+/// Segment ids set aside by each superblock: what an epoch used and lost is never used again.
+const SEGMENT_IDS_AHEAD: u64 = 1 << 20;
+
+/// Where a checkpoint stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Fold,
+    /// Pages are on their way; the blob is being made from this segment on.
+    Blob(SegmentId),
+    /// The blob is whole and on its way.
+    BlobEnd,
+    /// Everything it names is to be flushed.
+    Flush,
+    Flushing,
+    /// A copy of the superblock is to be written.
+    Superblock(u64),
+    SuperblockWriting(u64),
+    SuperblockFlushing(u64),
+}
+
+/// A checkpoint under way.
+pub(crate) struct Checkpoint {
+    begun: u64,
+    position: Position,
+    seq: Seq,
+    catalogue: Catalogue,
+    fold: Fold,
+    phase: Phase,
+    blob: Vec<u8>,
+    blob_bytes: u64,
+    blob_checksum: u64,
+    extents: Vec<BlobExtent>,
+    /// Segments of which nothing is alive: not in the blob, and gone once it is durable.
+    reaped: Vec<SegmentId>,
+    root: Option<Superblock>,
+}
+
+impl<M: Media> Store<M> {
+    /// Bytes of log after which a checkpoint begins.
+    fn checkpoint_log_bytes(&self) -> u64 {
+        let pool = u64::from(self.segments.slot_count()) * self.header.slot_bytes;
+        self.options.checkpoint_log_bytes.unwrap_or((pool / 10).clamp(1 << 20, 2 << 30))
+    }
+
+    /// Asks for a checkpoint as soon as one can begin.
+    pub fn want_checkpoint(&mut self) {
+        self.checkpoint_wanted = true;
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let deltas = &self.map.active.deltas;
+        self.checkpoint_wanted
+            || self.bytes_since_checkpoint > self.checkpoint_log_bytes()
+            || deltas.len() * 10 > deltas.capacity() * 8
+            || self.map.active.ranges.len() > 2048
+    }
+
+    /// Makes one small step of a checkpoint, if one is under way or due.
+    pub(crate) fn step_checkpoint(&mut self) -> bool {
+        if self.checkpoint.is_none() && !(self.is_checkpoint_due() && self.begin_checkpoint()) {
+            return false;
+        }
+        let Some(mut checkpoint) = self.checkpoint.take() else { return false };
+        let moved = self.step_phase(&mut checkpoint);
+        match moved {
+            Step::Moved | Step::Waits => self.checkpoint = Some(checkpoint),
+            Step::Done => {}
+        }
+        self.write_runs();
+        moved != Step::Waits
+    }
+
+    fn begin_checkpoint(&mut self) -> bool {
+        if self.map.frozen.is_some() {
+            return false;
+        }
+        self.checkpoint_wanted = false;
+        self.log.close_batch();
+        if !self.map.freeze() {
+            return false;
+        }
+        self.checkpoints_begun += 1;
+        self.bytes_since_checkpoint = 0;
+        let catalogue = self.catalogue.clone();
+        let lineages = self.map.lineages.clone();
+        self.checkpoint = Some(Checkpoint {
+            begun: self.checkpoints_begun,
+            position: self.log.position(),
+            seq: self.seq,
+            fold: Fold::new(lineages, &catalogue),
+            catalogue,
+            phase: Phase::Fold,
+            blob: Vec::new(),
+            blob_bytes: 0,
+            blob_checksum: self.header.salt,
+            extents: Vec::new(),
+            reaped: Vec::new(),
+            root: None,
+        });
+        true
+    }
+
+    fn step_phase(&mut self, checkpoint: &mut Checkpoint) -> Step {
+        match checkpoint.phase {
+            Phase::Fold => self.step_fold_phase(checkpoint),
+            Phase::Blob(from) => self.step_blob(checkpoint, from),
+            Phase::BlobEnd => self.end_blob(checkpoint),
+            Phase::Flush => self.flush_pages(checkpoint),
+            Phase::Superblock(copy) => self.write_superblock(checkpoint, copy),
+            Phase::Flushing | Phase::SuperblockWriting(_) | Phase::SuperblockFlushing(_) => {
+                if self.streams.io_finished {
+                    self.streams.io_finished = false;
+                    return self.after_io(checkpoint);
+                }
+                Step::Waits
+            }
+        }
+    }
+
+    fn step_fold_phase(&mut self, checkpoint: &mut Checkpoint) -> Step {
+        match self.step_fold(&mut checkpoint.fold) {
+            Err(damage) => {
+                self.stop_writing(&damage);
+                Step::Done
+            }
+            Ok(Step::Done) => {
+                self.streams.map.cut();
+                let next = (checkpoint.catalogue.next_disk, checkpoint.catalogue.next_lineage);
+                let disks: Vec<_> = checkpoint.catalogue.disks.values().cloned().collect();
+                checkpoint.fold.drop_dead_lineages(&checkpoint.catalogue);
+                let lineages: Vec<_> = checkpoint.fold.lineages.values().copied().collect();
+                checkpoint.blob = encode_catalogue(&disks, next, &lineages);
+                checkpoint.phase = Phase::Blob(SegmentId(0));
+                Step::Moved
+            }
+            Ok(step) => step,
+        }
+    }
+
+    fn step_blob(&mut self, checkpoint: &mut Checkpoint, from: SegmentId) -> Step {
+        if let Some(waits) = self.write_blob(checkpoint, false) {
+            return waits;
+        }
+        let mut next = None;
+        let mut out = std::mem::take(&mut checkpoint.blob);
+        for (count, (id, segment)) in self.segments.from(from).enumerate() {
+            if count == SEGMENTS_PER_STEP {
+                next = Some(id);
+                break;
+            }
+            if segment.kind == SegmentKind::Log && id > checkpoint.position.segment {
+                continue;
+            }
+            let mut live = segment.live.clone();
+            if id == checkpoint.position.segment {
+                for index in checkpoint.position.block..live.blocks() {
+                    live.clear(index);
+                }
+            }
+            for index in checkpoint.fold.dying.get(&id).into_iter().flatten() {
+                live.clear(*index);
+            }
+            let is_closed = segment
+                .pieces
+                .iter()
+                .all(|piece| matches!(self.segments.slot(piece.slot), Some(SlotState::Used(_))));
+            if live.count() == 0 && is_closed && id != checkpoint.position.segment {
+                checkpoint.reaped.push(id);
+                continue;
+            }
+            let (kind, pieces) = (segment.kind, segment.pieces.clone());
+            let one = BlobSegment { segment: id, kind, pieces, live };
+            encode_segment(&one, &mut out);
+        }
+        checkpoint.blob = out;
+        checkpoint.phase = next.map_or(Phase::BlobEnd, Phase::Blob);
+        Step::Moved
+    }
+
+    /// Writes what of the blob fills blocks, or all of it. Says so if that has to wait.
+    fn write_blob(&mut self, checkpoint: &mut Checkpoint, all: bool) -> Option<Step> {
+        let block_bytes = BLOCK_BYTES as usize;
+        let mut at = 0;
+        let mut result = None;
+        while checkpoint.blob.len() - at >= block_bytes || (all && checkpoint.blob.len() > at) {
+            if let Err(step) = self.ready_stream(SegmentKind::Blob) {
+                result = Some(step);
+                break;
+            }
+            let bytes = &checkpoint.blob[at..checkpoint.blob.len().min(at + block_bytes)];
+            let mut block = [0; BLOCK_BYTES as usize];
+            block[..bytes.len()].copy_from_slice(bytes);
+            checkpoint.blob_checksum = checksum(checkpoint.blob_checksum, &block);
+            checkpoint.blob_bytes += bytes.len() as u64;
+            at += bytes.len();
+            let index = self.streams.blob.put(&self.memory, &block);
+            let slot = self.streams.blob.target.map(|target| target.slot).unwrap_or_default();
+            match checkpoint.extents.last_mut() {
+                Some(last) if last.slot == slot && last.block + last.blocks == index => {
+                    last.blocks += 1;
+                }
+                _ => checkpoint.extents.push(BlobExtent { slot, block: index, blocks: 1 }),
+            }
+        }
+        checkpoint.blob.drain(..at);
+        result
+    }
+
+    fn end_blob(&mut self, checkpoint: &mut Checkpoint) -> Step {
+        if let Some(waits) = self.write_blob(checkpoint, true) {
+            return waits;
+        }
+        self.streams.blob.cut();
+        self.streams.map.cut();
+        if !self.streams.blob.is_idle() || !self.streams.map.is_idle() {
+            return Step::Waits;
+        }
+        if !Superblock::fits(checkpoint.extents.len()) {
+            self.stop_writing("the checkpoint has too many pieces: the pool's slots are too small");
+            return Step::Done;
+        }
+        checkpoint.phase = Phase::Flush;
+        Step::Moved
+    }
+
+    fn flush_pages(&mut self, checkpoint: &mut Checkpoint) -> Step {
+        if self.options.broken.contains(&Broken::CheckpointAheadOfLog) {
+            checkpoint.phase = Phase::Superblock(0);
+            return Step::Moved;
+        }
+        if self.log.completed < checkpoint.position.number {
+            return Step::Waits;
+        }
+        self.streams.covered = self.log.completed;
+        checkpoint.phase = Phase::Flushing;
+        self.submit_checkpoint_io(Io::Flush);
+        Step::Moved
+    }
+
+    fn submit_checkpoint_io(&mut self, io: Io) {
+        self.streams.io_finished = false;
+        self.counters.media_flushes += u64::from(matches!(io, Io::Flush));
+        self.in_flight.submit(&mut self.media, Purpose::Checkpoint, io);
+    }
+
+    fn write_superblock(&mut self, checkpoint: &mut Checkpoint, copy: u64) -> Step {
+        let root = checkpoint.root.get_or_insert_with(|| Superblock {
+            generation: self.root.generation + 1,
+            clean: false,
+            slot_count: self.segments.slot_count(),
+            segment_limit: SegmentId(self.segments.next_segment().0 + SEGMENT_IDS_AHEAD),
+            seq: checkpoint.seq,
+            position: checkpoint.position,
+            blob: checkpoint.extents.clone(),
+            blob_bytes: checkpoint.blob_bytes,
+            blob_checksum: checkpoint.blob_checksum,
+            cuts: Vec::new(),
+            ..self.root.clone()
+        });
+        let page = &mut self.streams.page;
+        root.encode(self.header.salt, self.memory.slice_mut(page));
+        let at = superblock_at(root.epoch.0, copy);
+        let from = vec![page.part()];
+        checkpoint.phase = Phase::SuperblockWriting(copy);
+        self.submit_checkpoint_io(Io::Write { at, from });
+        Step::Moved
+    }
+
+    /// An I/O of the checkpoint has come back well.
+    fn after_io(&mut self, checkpoint: &mut Checkpoint) -> Step {
+        checkpoint.phase = match checkpoint.phase {
+            Phase::Flushing => {
+                self.log_is_durable(self.streams.covered);
+                Phase::Superblock(0)
+            }
+            Phase::SuperblockWriting(copy) => {
+                self.submit_checkpoint_io(Io::Flush);
+                Phase::SuperblockFlushing(copy)
+            }
+            Phase::SuperblockFlushing(copy) if copy + 1 < SUPERBLOCK_COPIES => {
+                Phase::Superblock(copy + 1)
+            }
+            Phase::SuperblockFlushing(_) => {
+                self.finish_checkpoint(checkpoint);
+                return Step::Done;
+            }
+            other => other,
+        };
+        Step::Moved
+    }
+
+    pub(crate) fn checkpoint_io_done(&mut self, result: Result<(), MediumError>) {
+        match result {
+            Ok(()) => self.streams.io_finished = true,
+            Err(error) => self.stop_writing(&format!("a checkpoint failed: {error}")),
+        }
+    }
+
+    fn finish_checkpoint(&mut self, checkpoint: &mut Checkpoint) {
+        if let Some(root) = checkpoint.root.take() {
+            self.proven_through(root.position.number);
+            let old = std::mem::replace(&mut self.root, root);
+            self.free_blob_slots(&old);
+        }
+        let folded = std::mem::take(&mut checkpoint.fold.lineages);
+        self.map
+            .lineages
+            .retain(|id, _| folded.contains_key(id) || id.0 >= checkpoint.catalogue.next_lineage);
+        self.map.lineages.extend(folded);
+        self.map.thaw();
+        for (segment, indices) in std::mem::take(&mut checkpoint.fold.dying) {
+            for index in indices {
+                self.segments.clear_live(crate::tables::Entry::page(segment, index, 0));
+            }
+        }
+        for id in checkpoint.reaped.drain(..) {
+            self.segments.drop_segment(id, checkpoint.begun - 1);
+        }
+        let freed = self.segments.checkpoint_durable(checkpoint.begun);
+        self.counters.slots_freed += freed as u64;
+        self.counters.checkpoints += 1;
+        self.compaction.checkpoint_finished(self.segments.live_blocks());
+        self.make_room();
+    }
+
+    /// Slots that held the old blob, and hold nothing of the new one, are free.
+    fn free_blob_slots(&mut self, old: &Superblock) {
+        let open = self.streams.blob.target.map(|target| target.slot);
+        for extent in &old.blob {
+            let is_used = self.root.blob.iter().any(|new| new.slot == extent.slot);
+            if !is_used && open != Some(extent.slot) {
+                self.segments.free_blob_slot(extent.slot);
+            }
+        }
+    }
+
+    /// Makes sure that the stream of a kind takes a block now.
+    pub(crate) fn ready_stream(&mut self, kind: SegmentKind) -> Result<(), Step> {
+        let slot_blocks = self.segments.slot_blocks();
+        let stream = self.streams.of(kind);
+        if !stream.has_buffer() {
+            self.write_runs();
+            return Err(Step::Waits);
+        }
+        if stream.blocks_left(slot_blocks) > 0 {
+            return Ok(());
+        }
+        stream.cut();
+        let old = stream.target.map(|target| target.slot);
+        if !stream.has_buffer() {
+            self.write_runs();
+            return Err(Step::Waits);
+        }
+        let Some(slot) = self.segments.take_slot(kind) else { return Err(Step::Waits) };
+        let segment = self.segments.take_segment_id();
+        if kind == SegmentKind::Map {
+            if let Some(old) = old {
+                self.segments.close_slot(old, self.checkpoints_begun);
+            }
+            self.segments.add_whole(segment, kind, slot);
+        }
+        let identity = self.log.identity;
+        let memory = self.memory.clone();
+        self.streams.of(kind).begin(&memory, &identity, segment, slot);
+        if self.streams.of(kind).has_buffer() { Ok(()) } else { Err(Step::Waits) }
+    }
+
+    /// Submits the runs that are ready, of all streams.
+    pub(crate) fn write_runs(&mut self) {
+        for kind in [SegmentKind::Map, SegmentKind::Blob, SegmentKind::Images] {
+            while let Some(run) = self.streams.of(kind).ready() {
+                let at = self.header.block_at(run.slot, run.block);
+                match kind {
+                    SegmentKind::Images => self.counters.image_bytes += u64::from(run.from.bytes),
+                    _ => self.counters.map_bytes += u64::from(run.from.bytes),
+                }
+                let io = Io::Write { at, from: vec![run.from] };
+                self.in_flight.submit(&mut self.media, Purpose::Run(kind, run.buffer), io);
+            }
+        }
+    }
+
+    pub(crate) fn run_done(
+        &mut self,
+        kind: SegmentKind,
+        buffer: u32,
+        result: Result<(), MediumError>,
+    ) {
+        match result {
+            Ok(()) => self.streams.of(kind).done(buffer),
+            Err(error) => self.stop_writing(&format!("a write of {kind:?} failed: {error}")),
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// There is more to do at once.
+    Moved,
+    /// Something has to come back first.
+    Waits,
+    /// It is over.
+    Done,
+}
+
+/// The streams checkpoints and compaction write to.
+pub(crate) struct Streams {
+    map: Appender,
+    blob: Appender,
+    pub images: Appender,
+    page: bowline_arena::Span,
+    io_finished: bool,
+    covered: crate::BatchNumber,
+}
+
+impl Streams {
+    pub(crate) fn new(
+        map: Appender,
+        blob: Appender,
+        images: Appender,
+        page: bowline_arena::Span,
+    ) -> Self {
+        let covered = crate::BatchNumber(0);
+        Streams { map, blob, images, page, io_finished: false, covered }
+    }
+
+    pub(crate) fn of(&mut self, kind: SegmentKind) -> &mut Appender {
+        match kind {
+            SegmentKind::Map => &mut self.map,
+            SegmentKind::Blob => &mut self.blob,
+            SegmentKind::Images | SegmentKind::Log => &mut self.images,
+        }
+    }
+}
+
+/// Pages of the old tree that die with a checkpoint, by segment.
+pub(crate) type Dying = BTreeMap<SegmentId, Vec<u32>>;
+/// Roots as a checkpoint will have them.
+pub(crate) type Roots = BTreeMap<LineageId, LineageRecord>;

@@ -1,0 +1,577 @@
+//! Compaction: what lives of a slot is copied to an image, and the slot becomes free.
+//!
+//! Order, each step only after the one before (rules D2, D15):
+//! 1. The live blocks of each segment in the victim slot are copied behind one another, then their
+//!    directory.
+//! 2. Flush: the images are durable.
+//! 3. A record in the log says where they are now. From here on reads go to the images.
+//! 4. The victim is pending free, until a checkpoint that began after step 3 is durable.
+//!
+//! Nothing that points at a block changes: its address is (segment, index), wherever the segment
+//! lies.
+
+use bowline_arena::{PAGE_BYTES, Span};
+
+use crate::checkpoint::Step;
+use crate::format::{
+    Entries, ImageHead, ImageMove, MOVES_MAX, Owner, PageRef, Record, SegmentKind, block_checksum,
+    image_head_blocks, read_batch, read_image_head, write_image_head,
+};
+use crate::io::Purpose;
+use crate::segments::{Piece, SlotState};
+use crate::store::{Broken, Store};
+use crate::tables::{Directory, LiveBits};
+use crate::{Io, LineageId, Media, MediumError, SegmentId, SlotId};
+
+/// Blocks read at a time.
+pub(crate) const WINDOW_BLOCKS: u32 = 128;
+/// Blocks copied in one step.
+const BLOCKS_PER_STEP: u32 = 64;
+/// A slot that is fuller than this is no victim, unless space is needed urgently.
+const VICTIM_LIVE_PERCENT: u64 = 85;
+
+/// Slots emptied in a row for next to nothing after which compaction rests.
+const IDLE_JOBS_MAX: usize = 8;
+
+/// Where compaction stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Copy,
+    Drain,
+    Flushing,
+    Record,
+}
+
+/// A victim being emptied.
+struct Job {
+    victim: SlotId,
+    todo: Vec<(SegmentId, u32)>,
+    source: Option<Source>,
+    moves: Vec<(ImageMove, Directory)>,
+    /// Image slots that are full, to be closed when the moves are in the log.
+    full: Vec<SlotId>,
+    phase: Phase,
+}
+
+/// A piece being copied.
+struct Source {
+    segment: SegmentId,
+    kind: SegmentKind,
+    piece: Piece,
+    /// What was alive when copying began.
+    bits: LiveBits,
+    /// The next index to be looked at.
+    next: u32,
+    /// Who owns the blocks that come next: of a batch, or of all.
+    known: Vec<Owner>,
+    /// For a segment of the log that is whole, the index of the next batch head.
+    next_head: Option<u32>,
+    /// Whether the owners have yet to be read from the head of the image it is.
+    is_unread: bool,
+    image: Option<Image>,
+}
+
+/// An image being made.
+struct Image {
+    target: (SlotId, u32),
+    first: u32,
+    end: u32,
+    owners: Vec<Owner>,
+    /// Head blocks, once all data is there, and how much of them is written.
+    head: Vec<u8>,
+    head_at: usize,
+}
+
+/// The window of the victim in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Window {
+    Empty,
+    Reading { block: u32, blocks: u32 },
+    Holds { block: u32, blocks: u32 },
+    Failed,
+}
+
+/// Compaction's state.
+pub(crate) struct Compaction {
+    /// Free slots a refused write waits for; 0 if none does.
+    pub slots_needed: usize,
+    /// Nothing is to be won until more blocks have died: so many were alive then.
+    exhausted_at: Option<u64>,
+    /// Victims emptied in a row that won next to nothing.
+    idle_jobs: usize,
+    /// Blocks the present job has put into images.
+    put_blocks: u32,
+    buffer: Option<Span>,
+    window: Window,
+    job: Option<Job>,
+    flushed: bool,
+}
+
+impl Compaction {
+    pub(crate) fn new(work: Vec<Span>) -> Compaction {
+        let buffer = work.into_iter().next();
+        Compaction {
+            slots_needed: 0,
+            exhausted_at: None,
+            idle_jobs: 0,
+            put_blocks: 0,
+            buffer,
+            window: Window::Empty,
+            job: None,
+            flushed: false,
+        }
+    }
+
+    /// A checkpoint is durable; so many blocks are alive.
+    pub(crate) fn checkpoint_finished(&mut self, live: u64) {
+        if self.exhausted_at.is_some_and(|then| live < then) {
+            self.exhausted_at = None;
+            self.idle_jobs = 0;
+        }
+    }
+
+    /// Whether slots are too young to be emptied: the next checkpoint changes that.
+    pub(crate) fn waits_for_age(&self) -> bool {
+        self.exhausted_at == Some(u64::MAX)
+    }
+
+    /// Whether compaction has nothing to win as things are.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.exhausted_at.is_some()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.job.is_some()
+    }
+}
+
+impl<M: Media> Store<M> {
+    /// Free slots below which compaction works.
+    fn slots_wanted(&self) -> usize {
+        (self.segments.slot_count() as usize / 10).clamp(6, 64)
+    }
+
+    /// Makes one small step of compaction, if one is under way or needed.
+    pub(crate) fn step_compaction(&mut self) -> bool {
+        if self.compaction.job.is_none() {
+            let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+            if free >= self.compaction.slots_needed {
+                self.compaction.slots_needed = 0;
+            }
+            let needed = self.compaction.slots_needed;
+            self.checkpoint_wanted |= pending > 0 && free < needed.max(self.slots_wanted() / 2);
+            if free + pending >= needed.max(self.slots_wanted()) {
+                return false;
+            }
+            if self.compaction.is_exhausted() {
+                self.checkpoint_wanted |= needed > 0 && self.would_checkpoint_help();
+                return false;
+            }
+            let Some(job) = self.choose_victim() else {
+                // The next checkpoint makes more slots old enough, whatever dies.
+                self.compaction.exhausted_at = Some(u64::MAX);
+                return true;
+            };
+            self.compaction.job = Some(job);
+        }
+        let Some(mut job) = self.compaction.job.take() else { return false };
+        let step = self.step_job(&mut job);
+        if step != Step::Done {
+            self.compaction.job = Some(job);
+        }
+        self.write_runs();
+        step != Step::Waits
+    }
+
+    /// The closed slot with the least alive in it.
+    fn choose_victim(&mut self) -> Option<Job> {
+        let blocks = self.segments.slot_blocks();
+        let is_worth_it = |live: u32| {
+            let is_thin = u64::from(live) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
+            live + image_head_blocks(live) < blocks - 1
+                && (is_thin || self.compaction.slots_needed > 0)
+        };
+        let oldest_needed = self.root.position.segment;
+        let begun = self.checkpoints_begun;
+        let mut best: Option<(u32, SlotId)> = None;
+        let mut dead = Vec::new();
+        for (slot, state) in self.segments.slots() {
+            let SlotState::Used(kind) = state else { continue };
+            if kind == SegmentKind::Blob {
+                continue;
+            }
+            let live = self.segments.live_in(slot);
+            if live == 0 {
+                dead.push(slot);
+                continue;
+            }
+            let is_old = kind != SegmentKind::Log
+                || self.segments.residents(slot).iter().all(|(id, _)| *id < oldest_needed);
+            if is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
+                best = Some((live, slot));
+            }
+        }
+        for slot in dead {
+            self.segments.drop_dead_pieces(slot, begun);
+        }
+        let (_, victim) = best?;
+        let todo = self.segments.residents(victim).iter().rev().copied().collect();
+        self.counters.slots_compacted += 1;
+        let (moves, full) = (Vec::new(), Vec::new());
+        Some(Job { victim, todo, source: None, moves, full, phase: Phase::Copy })
+    }
+
+    fn step_job(&mut self, job: &mut Job) -> Step {
+        match job.phase {
+            Phase::Copy => self.step_copy(job),
+            Phase::Drain => {
+                self.streams.of(SegmentKind::Images).cut();
+                if !self.streams.of(SegmentKind::Images).is_idle() {
+                    return Step::Waits;
+                }
+                if self.options.broken.contains(&Broken::StaleImage) {
+                    job.phase = Phase::Record;
+                    return Step::Moved;
+                }
+                self.compaction.flushed = false;
+                self.counters.media_flushes += 1;
+                self.in_flight.submit(&mut self.media, Purpose::Compaction(1), Io::Flush);
+                job.phase = Phase::Flushing;
+                Step::Moved
+            }
+            Phase::Flushing if self.compaction.flushed => {
+                job.phase = Phase::Record;
+                Step::Moved
+            }
+            Phase::Flushing => Step::Waits,
+            Phase::Record => self.commit_moves(job),
+        }
+    }
+
+    fn commit_moves(&mut self, job: &mut Job) -> Step {
+        let count = job.moves.len().min(MOVES_MAX);
+        let moves = job.moves[..count].iter().map(|(to, _)| *to).collect();
+        if count > 0 && self.put_record(&Record::Moved(moves)).is_err() {
+            return Step::Waits;
+        }
+        for (to, held) in job.moves.drain(..count) {
+            self.segments.moved(&to, held, self.checkpoints_begun);
+        }
+        if !job.moves.is_empty() {
+            return Step::Moved;
+        }
+        for slot in job.full.drain(..) {
+            self.segments.close_slot(slot, self.checkpoints_begun);
+        }
+        self.make_room();
+        self.judge_gain();
+        Step::Done
+    }
+
+    /// Notes whether emptying slots still wins space: small images can take more for their heads
+    /// than the dead blocks give.
+    fn judge_gain(&mut self) {
+        let slot_blocks = self.segments.slot_blocks();
+        let compaction = &mut self.compaction;
+        let won = slot_blocks.saturating_sub(compaction.put_blocks);
+        compaction.put_blocks = 0;
+        compaction.idle_jobs = if won > slot_blocks / 16 { 0 } else { compaction.idle_jobs + 1 };
+        if compaction.idle_jobs > IDLE_JOBS_MAX {
+            compaction.idle_jobs = 0;
+            compaction.exhausted_at = Some(self.segments.live_blocks());
+        }
+    }
+
+    fn step_copy(&mut self, job: &mut Job) -> Step {
+        if job.source.is_none() && !self.next_source(job) {
+            job.phase = Phase::Drain;
+            return Step::Moved;
+        }
+        let Some(mut source) = job.source.take() else { return Step::Moved };
+        let step = self.step_source(job, &mut source);
+        if step == Step::Done {
+            return Step::Moved;
+        }
+        job.source = Some(source);
+        step
+    }
+
+    fn step_source(&mut self, job: &mut Job, source: &mut Source) -> Step {
+        if source.is_unread {
+            return self.read_owners(job.victim, source);
+        }
+        let Some(image) = source.image.take() else {
+            return match self.begin_image(job, source) {
+                Ok(None) => Step::Done,
+                Ok(image) => {
+                    source.image = image;
+                    Step::Moved
+                }
+                Err(step) => step,
+            };
+        };
+        let mut image = image;
+        let step = if image.head.is_empty() {
+            self.copy_blocks(job.victim, source, &mut image)
+        } else {
+            self.write_head(job, source, &mut image)
+        };
+        if step == Step::Done {
+            return Step::Moved;
+        }
+        source.image = Some(image);
+        step
+    }
+
+    /// Takes the next piece of the victim. False if there is none left.
+    fn next_source(&mut self, job: &mut Job) -> bool {
+        self.compaction.window = Window::Empty;
+        while let Some((id, first)) = job.todo.pop() {
+            let Some(segment) = self.segments.get(id) else { continue };
+            let Some(piece) = segment.piece(first).filter(|piece| piece.slot == job.victim) else {
+                continue;
+            };
+            // An image never holds block 0, the header, so only a whole segment is that long.
+            let is_whole = piece.directory.len() == self.segments.slot_blocks();
+            let is_log = segment.kind == SegmentKind::Log;
+            job.source = Some(Source {
+                segment: id,
+                kind: segment.kind,
+                piece: piece.clone(),
+                bits: segment.live.clone(),
+                next: piece.first,
+                known: Vec::new(),
+                next_head: (is_whole && is_log).then_some(1),
+                is_unread: is_log && !is_whole,
+                image: None,
+            });
+            return true;
+        }
+        self.segments.drop_dead_pieces(job.victim, self.checkpoints_begun);
+        false
+    }
+
+    /// Begins an image of as much of the piece as fits the slot images go to. None if nothing of
+    /// the piece is left.
+    fn begin_image(&mut self, job: &mut Job, source: &Source) -> Result<Option<Image>, Step> {
+        let mut left = (source.next..source.piece.end).filter(|index| source.bits.get(*index));
+        if left.next().is_none() {
+            return Ok(None);
+        }
+        let slot_blocks = self.segments.slot_blocks();
+        let stream = self.streams.of(SegmentKind::Images);
+        if stream.blocks_left(slot_blocks) < 2 {
+            self.next_image_slot(job)?;
+        }
+        let stream = self.streams.of(SegmentKind::Images);
+        let Some(target) = stream.target else { return Err(Step::Waits) };
+        let room = slot_blocks - target.next_block;
+        let (mut count, mut end) = (1, source.piece.end);
+        for index in left {
+            if count + 1 + image_head_blocks(count + 1) > room {
+                end = index;
+                break;
+            }
+            count += 1;
+        }
+        Ok(Some(Image {
+            target: (target.slot, target.next_block),
+            first: source.next,
+            end,
+            owners: Vec::new(),
+            head: Vec::new(),
+            head_at: 0,
+        }))
+    }
+
+    fn next_image_slot(&mut self, job: &mut Job) -> Result<(), Step> {
+        let stream = self.streams.of(SegmentKind::Images);
+        stream.cut();
+        if !stream.has_buffer() {
+            return Err(Step::Waits);
+        }
+        let old = stream.target.map(|target| target.slot);
+        let Some(slot) = self.segments.take_slot(SegmentKind::Images) else {
+            self.checkpoint_wanted |= self.segments.pending_slots() > 0;
+            return Err(Step::Waits);
+        };
+        job.full.extend(old);
+        let segment = self.segments.take_segment_id();
+        let identity = self.log.identity;
+        let memory = self.memory.clone();
+        self.streams.of(SegmentKind::Images).begin(&memory, &identity, segment, slot);
+        Ok(())
+    }
+
+    /// Copies live blocks as far as the window and the buffers go.
+    fn copy_blocks(&mut self, victim: SlotId, source: &mut Source, image: &mut Image) -> Step {
+        for _ in 0..BLOCKS_PER_STEP {
+            let live = (source.next..image.end).find(|index| source.bits.get(*index));
+            let Some(live) = live else {
+                source.next = image.end;
+                self.finish_image(source, image);
+                return Step::Moved;
+            };
+            let index = source.next_head.map_or(live, |head| head.min(live));
+            let Some(position) = source.piece.directory.position(index) else {
+                source.next = index + 1;
+                continue;
+            };
+            let block = source.piece.block + position;
+            let Some(bytes) = self.window_block(block) else {
+                return self.fill_window(victim, block);
+            };
+            if source.next_head == Some(index) {
+                self.parse_head(source, index, &bytes);
+                continue;
+            }
+            if !self.streams.of(SegmentKind::Images).has_buffer() {
+                return Step::Waits;
+            }
+            image.owners.push(self.owner_of(source, index, &bytes));
+            source.next = index + 1;
+            self.compaction.put_blocks += 1;
+            self.streams.of(SegmentKind::Images).put(&self.memory, &bytes);
+        }
+        Step::Moved
+    }
+
+    /// Learns who owns the blocks of a batch.
+    fn parse_head(&mut self, source: &mut Source, index: u32, block: &[u8]) {
+        let head = read_batch(self.header.salt, block);
+        let Some(head) = head.filter(|head| head.segment == source.segment) else {
+            source.next_head = None;
+            return;
+        };
+        source.known.clear();
+        for found in Entries::new(block, head.entries) {
+            if !found.entry.kind.has_data() {
+                continue;
+            }
+            for at in 0..found.entry.blocks as u32 {
+                source.known.push(Owner {
+                    index: (index + 1 + found.data_block + at) as u16,
+                    checksum: found.checksum(at),
+                    lineage: found.entry.lineage,
+                    level: 0,
+                    lba: found.entry.lba.0 + u64::from(at),
+                });
+            }
+        }
+        source.next_head = Some(index + 1 + head.data_blocks);
+    }
+
+    fn owner_of(&self, source: &Source, index: u32, block: &[u8]) -> Owner {
+        let checksum = block_checksum(self.header.salt, block);
+        let lineage = LineageId(u32::MAX);
+        let unknown = Owner { index: index as u16, checksum, lineage, level: 0, lba: 0 };
+        if source.kind == SegmentKind::Map
+            && let Some(head) = PageRef(block).head()
+        {
+            let (lineage, level, lba) = (head.lineage, 1 + head.level, head.index);
+            return Owner { lineage, level, lba, ..unknown };
+        }
+        let at = source.known.binary_search_by_key(&(index as u16), |owner| owner.index);
+        at.ok().and_then(|at| source.known.get(at)).copied().unwrap_or(unknown)
+    }
+
+    /// An image of an image: the owners are in the head behind it.
+    fn read_owners(&mut self, victim: SlotId, source: &mut Source) -> Step {
+        let held = source.piece.directory.len();
+        let (block, blocks) = (source.piece.block + held, image_head_blocks(held));
+        match self.compaction.window {
+            Window::Holds { block: at, blocks: have } if at == block && have >= blocks => {
+                if let Some(buffer) = &self.compaction.buffer {
+                    let bytes = &self.memory.slice(buffer)[..(blocks * PAGE_BYTES) as usize];
+                    let head = read_image_head(self.header.salt, bytes);
+                    source.known = head.map(|head| head.owners).unwrap_or_default();
+                }
+                source.is_unread = false;
+                Step::Moved
+            }
+            Window::Failed => {
+                self.compaction.window = Window::Empty;
+                source.is_unread = false;
+                Step::Moved
+            }
+            _ => self.read_window(victim, block, blocks),
+        }
+    }
+
+    /// A block of the window, copied out.
+    fn window_block(&self, block: u32) -> Option<Box<[u8]>> {
+        let Window::Holds { block: first, blocks } = self.compaction.window else { return None };
+        let at = block.checked_sub(first).filter(|at| *at < blocks)?;
+        let buffer = self.compaction.buffer.as_ref()?;
+        let start = (at * PAGE_BYTES) as usize;
+        Some(self.memory.slice(buffer)[start..start + PAGE_BYTES as usize].into())
+    }
+
+    fn fill_window(&mut self, slot: SlotId, block: u32) -> Step {
+        let blocks = WINDOW_BLOCKS.min(self.segments.slot_blocks() - block);
+        match self.compaction.window {
+            // What cannot be read cannot be moved: the victim stays, and so does everything in it.
+            Window::Failed => {
+                self.stop_writing("compaction could not read a slot; run `bowline pool scrub`");
+                Step::Done
+            }
+            _ => self.read_window(slot, block, blocks),
+        }
+    }
+
+    fn read_window(&mut self, slot: SlotId, block: u32, blocks: u32) -> Step {
+        if matches!(self.compaction.window, Window::Reading { .. }) {
+            return Step::Waits;
+        }
+        let Some(buffer) = &self.compaction.buffer else { return Step::Waits };
+        let into = buffer.part().sub(0, blocks * PAGE_BYTES);
+        self.compaction.window = Window::Reading { block, blocks };
+        let at = self.header.block_at(slot, block);
+        self.in_flight.submit(&mut self.media, Purpose::Compaction(0), Io::Read { at, into });
+        Step::Waits
+    }
+
+    fn finish_image(&mut self, source: &Source, image: &mut Image) {
+        let owners = std::mem::take(&mut image.owners);
+        let head = ImageHead { segment: source.segment, owners };
+        let blocks = image_head_blocks(head.owners.len() as u32);
+        image.head = vec![0; (blocks * PAGE_BYTES) as usize];
+        write_image_head(self.header.salt, &head, &mut image.head);
+        image.owners = head.owners;
+    }
+
+    fn write_head(&mut self, job: &mut Job, source: &Source, image: &mut Image) -> Step {
+        while image.head_at < image.head.len() {
+            if !self.streams.of(SegmentKind::Images).has_buffer() {
+                return Step::Waits;
+            }
+            let block = &image.head[image.head_at..image.head_at + PAGE_BYTES as usize];
+            self.streams.of(SegmentKind::Images).put(&self.memory, block);
+            image.head_at += PAGE_BYTES as usize;
+            self.compaction.put_blocks += 1;
+        }
+        let mut held = LiveBits::new(self.segments.slot_blocks());
+        image.owners.iter().for_each(|owner| {
+            held.set(u32::from(owner.index));
+        });
+        let (slot, block) = image.target;
+        let (first, end, data_blocks) = (image.first, image.end, held.count());
+        let to = ImageMove { segment: source.segment, first, end, slot, block, data_blocks };
+        job.moves.push((to, Directory::of(&held)));
+        Step::Done
+    }
+
+    pub(crate) fn compaction_io_done(&mut self, which: u32, result: Result<(), MediumError>) {
+        if which == 1 {
+            match result {
+                Ok(()) => self.compaction.flushed = true,
+                Err(error) => self.stop_writing(&format!("a flush of images failed: {error}")),
+            }
+            return;
+        }
+        self.compaction.window = match (result, self.compaction.window) {
+            (Ok(()), Window::Reading { block, blocks }) => Window::Holds { block, blocks },
+            _ => Window::Failed,
+        };
+    }
+}

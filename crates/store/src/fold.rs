@@ -1,0 +1,512 @@
+//! Folding: the frozen changes become new pages of the map.
+//!
+//! Invariants:
+//! - The old tree is only read. New pages go to new places; the pages they replace are noted as
+//!   dying, and die when the checkpoint is durable.
+//! - A page above a changed one is held in memory until everything below it has its new address.
+//! - The live bit of a block goes when the entry that named it is replaced here: whoever recovers
+//!   from an older checkpoint replays the write that replaced it.
+//!
+//! Large ranges come first: a range replaces whole entries as high in the tree as it covers them,
+//! and what hung below is walked and freed. Then each leaf with changes is made anew; ranges that
+//! cover a leaf in part are applied there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::catalogue::Catalogue;
+use crate::checkpoint::{Dying, Roots, Step};
+use crate::format::span_of_level;
+use crate::format::{
+    FANOUT, LineageRecord, PageHead, PageMut, PageRef, SegmentKind, block_checksum,
+};
+use crate::map::{Generation, Map};
+use crate::segments::Segments;
+use crate::store::Store;
+use crate::tables::{Entry, LeafCursor, Range, State};
+use crate::{BLOCK_BYTES, Lba, LineageId, Media};
+
+/// Leaves worked on at a time: their pages are read side by side.
+const LEAVES_AT_A_TIME: usize = 32;
+/// Leaves, or pages of a freed subtree, dealt with in one step.
+const PER_STEP: usize = 16;
+
+type PageBytes = Box<[u8]>;
+/// A page above the leaves: level, lineage, index in the level. The lowest level sorts first.
+type PageKey = (u8, LineageId, u64);
+
+/// A fold under way.
+pub(crate) struct Fold {
+    /// Roots as they will be.
+    pub lineages: Roots,
+    pub dying: Dying,
+    /// Pages above the leaves that change.
+    inner: BTreeMap<PageKey, PageBytes>,
+    next_range: usize,
+    /// Pages of freed subtrees still to be walked, with their level.
+    walk: Vec<(Entry, u8)>,
+    cursor: LeafCursor,
+    /// Leaves at the ends of ranges.
+    edges: BTreeSet<(LineageId, u64)>,
+    /// Leaves being worked on.
+    jobs: Vec<(LineageId, u64)>,
+    cursor_done: bool,
+}
+
+/// Something that is not to be had yet.
+enum Missing {
+    Page(Entry),
+    Buffer,
+    Damaged(Entry),
+}
+
+/// Levels of pages a disk of so many blocks needs.
+fn height_for(blocks: u64) -> u8 {
+    (1..).find(|level| span_of_level(*level) >= blocks).unwrap_or(7)
+}
+
+impl Fold {
+    pub(crate) fn new(lineages: Roots, catalogue: &Catalogue) -> Fold {
+        let mut fold = Fold {
+            lineages,
+            dying: Dying::new(),
+            inner: BTreeMap::new(),
+            next_range: 0,
+            walk: Vec::new(),
+            cursor: LeafCursor::default(),
+            edges: BTreeSet::new(),
+            jobs: Vec::new(),
+            cursor_done: false,
+        };
+        for disk in catalogue.disks.values() {
+            fold.raise(disk.lineage, height_for(disk.bytes / BLOCK_BYTES));
+        }
+        fold
+    }
+
+    /// Makes the tree of a lineage at least `height` levels high.
+    fn raise(&mut self, lineage: LineageId, height: u8) {
+        let Some(record) = self.lineages.get_mut(&lineage) else { return };
+        while record.height < height {
+            let level = record.height;
+            record.height += 1;
+            if record.root.state() == Some(State::Page)
+                || level > 0 && self.inner.contains_key(&(level - 1, lineage, 0))
+            {
+                let mut page = new_page(PageHead { level, lineage, index: 0 }, Entry::HOLE);
+                PageMut(&mut page).set(0, record.root);
+                self.inner.insert((level, lineage, 0), page);
+            }
+        }
+    }
+
+    /// Lineages that no disk of the catalogue has are not written to the blob.
+    pub(crate) fn drop_dead_lineages(&mut self, catalogue: &Catalogue) {
+        let alive: BTreeSet<_> = catalogue.disks.values().map(|disk| disk.lineage).collect();
+        self.lineages.retain(|id, _| alive.contains(id));
+    }
+
+    fn dies(&mut self, page: Entry) {
+        self.dying.entry(page.segment()).or_default().push(page.index());
+    }
+
+    /// The entry above a node: node (level, index) is what the entry covers, a leaf page being
+    /// level 1, a root of `height` levels level `height`.
+    fn entry_of(
+        &mut self,
+        map: &mut Map,
+        record: &LineageRecord,
+        level: u8,
+        index: u64,
+    ) -> Result<Entry, Missing> {
+        let mut at = record.height;
+        let mut entry = record.root;
+        while at > level {
+            // The page that hangs below `entry` has level `at - 1`.
+            let page_index = index / FANOUT.pow(u32::from(at - level));
+            let slot = index / FANOUT.pow(u32::from(at - 1 - level)) % FANOUT;
+            let key = (at - 1, record.lineage, page_index);
+            if let Some(page) = self.inner.get(&key) {
+                entry = PageRef(page).entry(slot as usize);
+            } else if entry.state() == Some(State::Page) {
+                let page = fetch(map, entry)?;
+                entry = PageRef(page).entry(slot as usize);
+            } else {
+                return Ok(entry);
+            }
+            at -= 1;
+        }
+        Ok(entry)
+    }
+
+    /// Makes sure that the page holding the entry of node (level, index), and all above it, can be
+    /// changed.
+    fn open_path(
+        &mut self,
+        map: &mut Map,
+        record: &LineageRecord,
+        level: u8,
+        index: u64,
+    ) -> Result<(), Missing> {
+        let mut at = record.height;
+        let mut entry = record.root;
+        while at > level {
+            let page_index = index / FANOUT.pow(u32::from(at - level));
+            let slot = index / FANOUT.pow(u32::from(at - 1 - level)) % FANOUT;
+            let key = (at - 1, record.lineage, page_index);
+            if !self.inner.contains_key(&key) {
+                let page = if entry.state() == Some(State::Page) {
+                    let page = fetch(map, entry)?.to_vec().into_boxed_slice();
+                    self.dies(entry);
+                    page
+                } else {
+                    let (level, lineage) = (at - 1, record.lineage);
+                    new_page(PageHead { level, lineage, index: page_index }, entry)
+                };
+                self.inner.insert(key, page);
+            }
+            if let Some(page) = self.inner.get(&key) {
+                entry = PageRef(page).entry(slot as usize);
+            }
+            at -= 1;
+        }
+        Ok(())
+    }
+
+    /// Sets the entry of node (level, index), whose path is open.
+    fn set_entry(&mut self, lineage: LineageId, level: u8, index: u64, entry: Entry) {
+        let key = (level, lineage, index / FANOUT);
+        match self.inner.get_mut(&key) {
+            Some(page) => PageMut(page).set((index % FANOUT) as usize, entry),
+            None => {
+                if let Some(record) = self.lineages.get_mut(&lineage) {
+                    assert_eq!(record.height, level, "the path to the node is open");
+                    record.root = entry;
+                }
+            }
+        }
+    }
+
+    /// Everything a node covers becomes one state; what hung below is to be walked.
+    fn replace_node(
+        &mut self,
+        map: &mut Map,
+        record: &LineageRecord,
+        level: u8,
+        index: u64,
+        state: Entry,
+    ) -> Result<(), Missing> {
+        let old = self.entry_of(map, record, level, index)?;
+        self.open_path(map, record, level, index)?;
+        self.set_entry(record.lineage, level, index, state);
+        // Changed pages below the node are those of other ranges of this fold; their own old
+        // versions are dying already, and what they name has to be walked from them.
+        let below: Vec<PageKey> = self
+            .inner
+            .keys()
+            .filter(|(at, lineage, page)| {
+                *lineage == record.lineage
+                    && *at < level
+                    && page / FANOUT.pow(u32::from(level - 1 - at)) == index
+            })
+            .copied()
+            .collect();
+        let had_changed_pages = !below.is_empty();
+        for key in below {
+            if let Some(page) = self.inner.remove(&key) {
+                let children = (0..FANOUT as usize).map(|slot| (slot, PageRef(&page).entry(slot)));
+                for (slot, child) in children {
+                    let child_index = key.2 * FANOUT + slot as u64;
+                    let is_changed =
+                        key.0 > 0 && self.inner.contains_key(&(key.0 - 1, key.1, child_index));
+                    if child.state() == Some(State::Page) && !is_changed {
+                        self.walk.push((child, key.0));
+                    }
+                }
+            }
+        }
+        if old.state() == Some(State::Page) && !had_changed_pages {
+            self.walk.push((old, level));
+        }
+        Ok(())
+    }
+
+    /// Applies a large range: whole nodes here, its ends later with the leaves.
+    fn apply_range(&mut self, map: &mut Map, range: &Range) -> Result<(), Missing> {
+        let Some(record) = self.lineages.get(&range.lineage).copied() else { return Ok(()) };
+        let Some(state) = Entry::of_state(range.state) else { return Ok(()) };
+        let end = range.end.0.min(span_of_level(record.height));
+        let mut at = range.start.0;
+        while at < end {
+            let mut level = 0;
+            while level < record.height
+                && at.is_multiple_of(span_of_level(level + 1))
+                && at + span_of_level(level + 1) <= end
+            {
+                level += 1;
+            }
+            if level == 0 {
+                self.edges.insert((range.lineage, at / FANOUT));
+                at = (at / FANOUT + 1) * FANOUT;
+            } else {
+                let record = self.lineages.get(&range.lineage).copied().unwrap_or(record);
+                self.replace_node(map, &record, level, at / span_of_level(level), state)?;
+                at += span_of_level(level);
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks a page of a freed subtree.
+    fn free_page(
+        &mut self,
+        map: &mut Map,
+        segments: &mut Segments,
+        page: Entry,
+        level: u8,
+    ) -> Result<(), Missing> {
+        let bytes = fetch(map, page)?;
+        for slot in 0..FANOUT as usize {
+            let child = PageRef(bytes).entry(slot);
+            match child.state() {
+                Some(State::Data) => segments.clear_live(child),
+                Some(State::Page) if level > 1 => self.walk.push((child, level - 1)),
+                _ => {}
+            }
+        }
+        self.dies(page);
+        Ok(())
+    }
+
+    /// The next leaf with changes.
+    fn next_leaf(&mut self, frozen: &Generation) -> Option<(LineageId, u64)> {
+        if !self.cursor_done {
+            if let Some(leaf) = frozen.deltas.next_leaf(&mut self.cursor) {
+                self.edges.remove(&leaf);
+                return Some(leaf);
+            }
+            self.cursor_done = true;
+        }
+        self.edges.pop_first()
+    }
+}
+
+/// The bytes of a page, if they are in memory.
+fn fetch(map: &mut Map, page: Entry) -> Result<&[u8], Missing> {
+    if map.is_bad(page) {
+        return Err(Missing::Damaged(page));
+    }
+    map.page(page).ok_or(Missing::Page(page))
+}
+
+fn new_page(head: PageHead, fill: Entry) -> PageBytes {
+    let mut page = vec![0; BLOCK_BYTES as usize].into_boxed_slice();
+    PageMut(&mut page).format(head, fill);
+    page
+}
+
+/// The one state all entries of a page have, if they have one.
+fn uniform(page: &[u8]) -> Option<Entry> {
+    let first = PageRef(page).entry(0);
+    let same = (1..FANOUT as usize).all(|slot| PageRef(page).entry(slot) == first);
+    (same && !first.has_address()).then_some(first)
+}
+
+/// Applies the frozen changes of a leaf to its page.
+fn change_leaf(
+    frozen: &Generation,
+    segments: &mut Segments,
+    lineage: LineageId,
+    leaf: u64,
+    page: &mut [u8],
+) {
+    let first = leaf * FANOUT;
+    let mut set = |page: &mut [u8], lba: Lba, new: Entry| {
+        let slot = (lba.0 - first) as usize;
+        let old = PageRef(page).entry(slot);
+        if old.has_address() && old != new {
+            segments.clear_live(old);
+        }
+        PageMut(page).set(slot, new);
+    };
+    let ranges = &frozen.ranges;
+    for range in ranges.overlapping(lineage, Lba(first), Lba(first + FANOUT)) {
+        if let Some(state) = Entry::of_state(range.state) {
+            (range.start.0..range.end.0).for_each(|lba| set(page, Lba(lba), state));
+        }
+    }
+    let mut dead = Vec::new();
+    for delta in frozen.deltas.leaf(lineage, leaf) {
+        let range = ranges.get(lineage, delta.lba);
+        if range.is_some_and(|range| range.ordinal > delta.ordinal) {
+            dead.push(delta.entry);
+        } else {
+            set(page, delta.lba, delta.entry);
+        }
+    }
+    for entry in dead.into_iter().filter(|entry| entry.has_address()) {
+        segments.clear_live(entry);
+    }
+}
+
+impl<M: Media> Store<M> {
+    /// Makes one small step of a fold. `Err` says what is damaged.
+    pub(crate) fn step_fold(&mut self, fold: &mut Fold) -> Result<Step, String> {
+        if self.map.frozen.is_none() {
+            return Ok(Step::Done);
+        }
+        let mut step = self.step_ranges(fold);
+        if let Ok(false) = step {
+            step = self.step_leaves(fold);
+        }
+        if let Ok(false) = step {
+            step = self.step_inner(fold);
+        }
+        match step {
+            Ok(true) => Ok(Step::Moved),
+            Ok(false) => Ok(Step::Done),
+            Err(missing) => self.wait_for(missing),
+        }
+    }
+
+    fn wait_for(&mut self, missing: Missing) -> Result<Step, String> {
+        match missing {
+            Missing::Page(page) => self.load_page(page),
+            Missing::Buffer => {}
+            Missing::Damaged(page) => {
+                return Err(format!(
+                    "a page of the map in segment {} is damaged; run `bowline pool check`",
+                    page.segment()
+                ));
+            }
+        }
+        Ok(Step::Waits)
+    }
+
+    /// Ranges and what they freed. False when there is nothing of it left.
+    fn step_ranges(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
+        for _ in 0..PER_STEP {
+            let Some((page, level)) = fold.walk.last().copied() else { break };
+            // Pages are read one after the other here unless more are asked for beforehand.
+            let ahead: Vec<Entry> = fold.walk.iter().rev().take(8).map(|(page, _)| *page).collect();
+            for page in ahead {
+                if self.map.page(page).is_none() && !self.map.is_bad(page) {
+                    self.load_page(page);
+                }
+            }
+            fold.walk.pop();
+            if let Err(missing) = fold.free_page(&mut self.map, &mut self.segments, page, level) {
+                fold.walk.push((page, level));
+                return Err(missing);
+            }
+        }
+        if !fold.walk.is_empty() {
+            return Ok(true);
+        }
+        let next =
+            self.map.frozen.as_ref().and_then(|f| f.ranges.all().get(fold.next_range)).copied();
+        let Some(range) = next else { return Ok(false) };
+        fold.apply_range(&mut self.map, &range)?;
+        fold.next_range += 1;
+        Ok(true)
+    }
+
+    /// Leaves. False when there is none left.
+    fn step_leaves(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
+        if let Some(frozen) = &self.map.frozen {
+            while fold.jobs.len() < LEAVES_AT_A_TIME {
+                let Some(leaf) = fold.next_leaf(frozen) else { break };
+                fold.jobs.push(leaf);
+            }
+        }
+        if fold.jobs.is_empty() {
+            return Ok(false);
+        }
+        let (mut done, mut stuck) = (0, None);
+        let mut at = 0;
+        while at < fold.jobs.len() && done < PER_STEP {
+            let (lineage, leaf) = fold.jobs[at];
+            match self.fold_leaf(fold, lineage, leaf) {
+                Ok(()) => {
+                    fold.jobs.swap_remove(at);
+                    done += 1;
+                }
+                Err(Missing::Page(page)) => {
+                    self.load_page(page);
+                    stuck = Some(Missing::Page(page));
+                    at += 1;
+                }
+                Err(other) => return if done > 0 { Ok(true) } else { Err(other) },
+            }
+        }
+        match stuck {
+            Some(missing) if done == 0 => Err(missing),
+            _ => Ok(true),
+        }
+    }
+
+    fn fold_leaf(&mut self, fold: &mut Fold, lineage: LineageId, leaf: u64) -> Result<(), Missing> {
+        let record = fold.lineages.get(&lineage).copied();
+        let Some(record) = record.filter(|r| leaf * FANOUT < span_of_level(r.height)) else {
+            // Beyond the end of the disk, or of a disk that is gone: all of it is dead.
+            let frozen = self.map.frozen.as_ref();
+            let dead: Vec<Entry> = frozen
+                .map(|f| f.deltas.leaf(lineage, leaf).map(|delta| delta.entry).collect())
+                .unwrap_or_default();
+            for entry in dead.into_iter().filter(|entry| entry.has_address()) {
+                self.segments.clear_live(entry);
+            }
+            return Ok(());
+        };
+        if self.ready_stream(SegmentKind::Map).is_err() {
+            return Err(Missing::Buffer);
+        }
+        let old = fold.entry_of(&mut self.map, &record, 1, leaf)?;
+        let mut page = if old.state() == Some(State::Page) {
+            fetch(&mut self.map, old)?.to_vec().into_boxed_slice()
+        } else {
+            new_page(PageHead { level: 0, lineage, index: leaf }, old)
+        };
+        fold.open_path(&mut self.map, &record, 1, leaf)?;
+        let Some(frozen) = &self.map.frozen else { return Ok(()) };
+        change_leaf(frozen, &mut self.segments, lineage, leaf, &mut page);
+        if old.state() == Some(State::Page) {
+            fold.dies(old);
+        }
+        let entry = match uniform(&page) {
+            Some(state) => state,
+            None => self.put_page(&page),
+        };
+        fold.set_entry(lineage, 1, leaf, entry);
+        Ok(())
+    }
+
+    /// Writes a page to the stream of the map, which is ready.
+    fn put_page(&mut self, page: &[u8]) -> Entry {
+        let stream = self.streams.of(SegmentKind::Map);
+        let index = stream.put(&self.memory, page);
+        let segment = stream.target.map(|target| target.segment).unwrap_or_default();
+        let entry = Entry::page(segment, index, block_checksum(self.header.salt, page));
+        self.segments.set_live(entry);
+        self.map.remember(entry, page);
+        entry
+    }
+
+    /// Pages above the leaves, from the bottom up. False when there is none left.
+    fn step_inner(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
+        for _ in 0..PER_STEP {
+            if fold.inner.is_empty() {
+                return Ok(false);
+            }
+            if self.ready_stream(SegmentKind::Map).is_err() {
+                return Err(Missing::Buffer);
+            }
+            let Some(((level, lineage, index), page)) = fold.inner.pop_first() else { break };
+            let entry = match uniform(&page) {
+                Some(state) => state,
+                None => self.put_page(&page),
+            };
+            fold.set_entry(lineage, level + 1, index, entry);
+        }
+        Ok(true)
+    }
+}

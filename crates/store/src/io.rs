@@ -1,0 +1,66 @@
+//! The store's I/O in flight: what each id stands for.
+
+use crate::format::SegmentKind;
+use crate::{BatchNumber, Io, IoId, Media};
+
+/// Why an I/O was submitted, and so what its completion means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A batch of the log.
+    Batch(BatchNumber),
+    /// A flush that makes the log durable.
+    LogFlush,
+    /// A run of blocks of a read.
+    Read(usize),
+    /// A page of the map.
+    Page(usize),
+    /// A flush or superblock of the checkpoint.
+    Checkpoint,
+    /// A run of blocks of a stream.
+    Run(SegmentKind, u32),
+    /// I/O of compaction.
+    Compaction(u32),
+}
+
+/// The table of I/O in flight.
+#[derive(Default)]
+pub(crate) struct InFlight {
+    slots: Vec<(u32, Option<Purpose>)>,
+    free: Vec<u32>,
+    /// I/Os submitted so far.
+    pub submitted: u64,
+}
+
+impl InFlight {
+    /// Submits an I/O for a purpose.
+    pub(crate) fn submit<M: Media>(&mut self, media: &mut M, purpose: Purpose, io: Io) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            self.slots.len() as u32 - 1
+        });
+        self.submitted += 1;
+        let (generation, place) = &mut self.slots[slot as usize];
+        *generation = generation.wrapping_add(1);
+        *place = Some(purpose);
+        media.submit(IoId(u64::from(*generation) << 32 | u64::from(slot)), io);
+    }
+
+    /// The purpose of an I/O that has come back.
+    ///
+    /// # Panics
+    /// If the medium returns an id that is not in flight: it broke its contract.
+    pub(crate) fn take(&mut self, id: IoId) -> Purpose {
+        let slot = id.0 as u32;
+        let known = self.slots.get_mut(slot as usize);
+        let purpose = known.filter(|(generation, _)| u64::from(*generation) == id.0 >> 32);
+        let purpose = purpose.and_then(|(_, place)| place.take());
+        let purpose = purpose.unwrap_or_else(|| panic!("the medium completed {id:?} unasked"));
+        self.free.push(slot);
+        purpose
+    }
+
+    /// Number of I/Os in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}

@@ -1,0 +1,97 @@
+//! What happens to an open pool as a whole: checkpoints on demand, closing, account of itself.
+
+use crate::blocking::Blocking;
+use crate::recovery::write_root;
+use crate::status::{Space, Status};
+use crate::store::Store;
+use crate::{BLOCK_BYTES, Media, Micros, StoreError};
+
+impl<M: Media> Store<M> {
+    /// Makes a checkpoint, and waits for it.
+    ///
+    /// # Errors
+    /// If the medium fails, or has.
+    pub fn checkpoint_now(&mut self) -> Result<(), StoreError> {
+        self.want_checkpoint();
+        let target = self.counters.checkpoints + 1;
+        while self.counters.checkpoints < target {
+            self.go_on()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for one thing to happen.
+    fn go_on(&mut self) -> Result<(), StoreError> {
+        let now = Micros(self.now.0 + 1);
+        if self.poll(now) {
+            return Ok(());
+        }
+        if let Some(cause) = self.state.refuses_writes() {
+            return Err(StoreError::Invalid(format!("the pool does not write: {cause}")));
+        }
+        if self.in_flight.len() == 0 {
+            return Err(StoreError::Invalid(
+                "nothing is under way that could be waited for".into(),
+            ));
+        }
+        Ok(self.media.wait()?)
+    }
+
+    /// Closes the pool in good order: everything is on the medium, and the superblock says so. A
+    /// pool that does not write any more is left as it is.
+    ///
+    /// # Errors
+    /// If the medium fails; what was flushed before is safe.
+    pub fn close(&mut self) -> Result<(), StoreError> {
+        if !self.state.is_writing() {
+            return Ok(());
+        }
+        while self.checkpoint.is_some() || self.compaction.is_running() {
+            self.go_on()?;
+        }
+        self.checkpoint_now()?;
+        while self.in_flight.len() > 0 || self.log.durable < self.log.last() {
+            self.want_flush();
+            self.go_on()?;
+        }
+        self.root.clean = true;
+        self.root.generation += 1;
+        let pages = self.log.pages.clone();
+        let mut medium = Blocking::new(&mut self.media, &pages)?;
+        write_root(&mut medium, &self.header, &self.root)?;
+        drop(medium);
+        self.state.stop("the pool is closed");
+        Ok(())
+    }
+
+    /// The store's account of itself.
+    pub fn status(&self) -> Status {
+        let slot_bytes = self.header.slot_bytes;
+        let slots = u64::from(self.segments.slot_count());
+        let free = self.segments.free_slots() as u64;
+        let pending = self.segments.pending_slots() as u64;
+        let mapped_bytes = self.live_blocks() * BLOCK_BYTES;
+        let physical_bytes = (slots - free - pending) * slot_bytes;
+        let deltas = &self.map.active.deltas;
+        Status {
+            state: self.state.clone(),
+            space: Space {
+                logical_bytes: self.disks().map(|disk| disk.bytes).sum(),
+                mapped_bytes,
+                shared_bytes: 0,
+                physical_bytes,
+                reclaimable_bytes: physical_bytes.saturating_sub(mapped_bytes),
+                pending_free_bytes: pending * slot_bytes,
+                capacity_bytes: slots * slot_bytes,
+                limit_bytes: self.live_limit_blocks() * BLOCK_BYTES,
+            },
+            counters: self.counters,
+            epoch: self.log.identity.epoch.0,
+            generation: self.root.generation,
+            log_bytes_since_checkpoint: self.bytes_since_checkpoint,
+            map_frames: self.map.frames(),
+            deltas: (deltas.len(), deltas.capacity()),
+            is_checkpointing: self.checkpoint.is_some(),
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The map: which block of which segment a block of a lineage is.
+//!
+//! Invariants:
+//! - The answer for a block is the newest of: the active generation, the frozen one, the tree. A
+//!   write touches the active generation only; it never reads the tree.
+//! - While a checkpoint folds the frozen generation into new pages, the old tree stays whole, and
+//!   the frozen generation stays in front of it. Both are let go together when the checkpoint is
+//!   durable.
+//! - Pages are never changed once written, and their addresses never used again: a cached page is
+//!   right for ever.
+
+use std::collections::BTreeMap;
+
+use bowline_arena::{Memory, Part, Span};
+
+use crate::format::{FANOUT, LineageRecord, PageRef, block_checksum, span_of_level};
+use crate::tables::{Deltas, Entry, Frames, Ranges, State, leaf_of, newest};
+use crate::{Lba, LineageId, MediumError, SegmentId};
+
+/// Runs of at most so many blocks are noted block by block.
+pub(crate) const SMALL_RANGE_BLOCKS: u64 = 64;
+const RANGES_MAX: usize = 4096;
+
+/// Changes of the map since some moment.
+pub(crate) struct Generation {
+    pub deltas: Deltas,
+    pub ranges: Ranges,
+    pub ordinal: u32,
+}
+
+impl Generation {
+    pub(crate) fn new(bytes: usize, seed: u64) -> Generation {
+        Generation { deltas: Deltas::new(bytes, seed), ranges: Ranges::new(RANGES_MAX), ordinal: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.deltas.is_empty() && self.ranges.is_empty()
+    }
+
+    fn get(&self, lineage: LineageId, lba: Lba) -> Option<Entry> {
+        newest(self.deltas.get(lineage, lba), self.ranges.get(lineage, lba))
+    }
+
+    fn touches_leaf(&self, lineage: LineageId, leaf: u64) -> bool {
+        let (start, end) = (Lba(leaf * FANOUT), Lba((leaf + 1) * FANOUT));
+        self.deltas.leaf(lineage, leaf).next().is_some()
+            || self.ranges.overlapping(lineage, start, end).next().is_some()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.deltas.clear();
+        self.ranges.clear();
+        self.ordinal = 0;
+    }
+
+    /// Whether `blocks` more changes fit.
+    pub(crate) fn has_room(&self, blocks: usize) -> bool {
+        self.deltas.len() + blocks <= self.deltas.capacity() && !self.ranges.is_full()
+    }
+}
+
+/// The answer to a question to the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// What it says.
+    Found(Entry),
+    /// It depends on a page that has to be read first.
+    Needs(Entry),
+    /// A page it depends on is damaged.
+    Damaged(SegmentId),
+}
+
+/// A page being read.
+struct Load {
+    page: Entry,
+    span: Option<Span>,
+}
+
+/// The map of all lineages.
+pub(crate) struct Map {
+    pub active: Generation,
+    pub frozen: Option<Generation>,
+    spare: Option<Generation>,
+    pub lineages: BTreeMap<LineageId, LineageRecord>,
+    frames: Frames,
+    salt: u64,
+    loads: Vec<Option<Load>>,
+    /// Pages that could not be read, until somebody has been told.
+    bad: BTreeMap<u64, Option<MediumError>>,
+    free_spans: Vec<Span>,
+    /// Pages read from the medium, and how many times one was found in memory.
+    pub pages_read: u64,
+}
+
+impl Map {
+    pub(crate) fn new(salt: u64, delta_bytes: usize, frames: usize, spans: Vec<Span>) -> Map {
+        Map {
+            active: Generation::new(delta_bytes / 2, salt),
+            frozen: None,
+            spare: Some(Generation::new(delta_bytes / 2, salt.rotate_left(17))),
+            lineages: BTreeMap::new(),
+            frames: Frames::new(frames, salt),
+            salt,
+            loads: (0..spans.len()).map(|_| None).collect(),
+            bad: BTreeMap::new(),
+            free_spans: spans,
+            pages_read: 0,
+        }
+    }
+
+    /// Moves the active generation to the frozen place. False if that is still taken.
+    pub(crate) fn freeze(&mut self) -> bool {
+        if self.frozen.is_some() {
+            return false;
+        }
+        let Some(fresh) = self.spare.take() else { return false };
+        self.frozen = Some(std::mem::replace(&mut self.active, fresh));
+        true
+    }
+
+    /// Lets the frozen generation go: the tree says the same now.
+    pub(crate) fn thaw(&mut self) {
+        if let Some(mut generation) = self.frozen.take() {
+            generation.clear();
+            self.spare = Some(generation);
+        }
+    }
+
+    /// Replaces the active generation by one of twice the size with the same content: only in
+    /// recovery, when the log is longer than the setting foresees.
+    pub(crate) fn enlarge(&mut self) {
+        let old = &self.active;
+        let mut large = Generation::new(old.deltas.bytes() * 2, self.salt.rotate_left(7));
+        large.ordinal = old.ordinal;
+        let mut cursor = crate::tables::LeafCursor::default();
+        while let Some((lineage, leaf)) = old.deltas.next_leaf(&mut cursor) {
+            for delta in old.deltas.leaf(lineage, leaf) {
+                large.deltas.insert(lineage, delta.lba, delta.entry, delta.ordinal);
+            }
+        }
+        large.ranges = Ranges::new(old.ranges.len() * 2 + RANGES_MAX);
+        for range in old.ranges.all() {
+            let blocks = range.end.0 - range.start.0;
+            large.ranges.insert(range.lineage, range.start, blocks, range.state, range.ordinal);
+        }
+        self.active = large;
+    }
+
+    /// What the map says of a block.
+    pub(crate) fn lookup(&mut self, lineage: LineageId, lba: Lba) -> Lookup {
+        if let Some(entry) = self.pending(lineage, lba) {
+            return Lookup::Found(entry);
+        }
+        self.in_tree(lineage, lba).0
+    }
+
+    fn pending(&self, lineage: LineageId, lba: Lba) -> Option<Entry> {
+        let newer = self.active.get(lineage, lba);
+        newer.or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(lineage, lba)))
+    }
+
+    /// What the tree says of a block, and for how many blocks from it on it says so in one entry.
+    fn in_tree(&mut self, lineage: LineageId, lba: Lba) -> (Lookup, u64) {
+        let Some(record) = self.lineages.get(&lineage) else {
+            return (Lookup::Found(Entry::HOLE), u64::MAX);
+        };
+        let (mut entry, mut level) = (record.root, record.height);
+        if lba.0 >= span_of_level(level) {
+            return (Lookup::Found(Entry::HOLE), u64::MAX - lba.0);
+        }
+        loop {
+            let run = span_of_level(level) - lba.0 % span_of_level(level);
+            match entry.state() {
+                Some(State::Page) if level > 0 => {}
+                Some(State::Page) | None => return (Lookup::Damaged(entry.segment()), run),
+                Some(_) => return (Lookup::Found(entry), run),
+            }
+            let Some(frame) = self.frames.get(entry.address) else {
+                let missing = if self.bad.contains_key(&entry.address) {
+                    Lookup::Damaged(entry.segment())
+                } else {
+                    Lookup::Needs(entry)
+                };
+                return (missing, run);
+            };
+            level -= 1;
+            let index = lba.0 / span_of_level(level) % FANOUT;
+            entry = PageRef(self.frames.bytes(frame)).entry(index as usize);
+        }
+    }
+
+    /// The state of a block and for how many blocks, up to `limit`, it is known to be the same
+    /// without looking further than a page.
+    pub(crate) fn run(&mut self, lineage: LineageId, lba: Lba, limit: u64) -> (Lookup, u64) {
+        let leaf = leaf_of(lba);
+        let to_leaf_end = (leaf + 1) * FANOUT - lba.0;
+        let is_quiet = !self.active.touches_leaf(lineage, leaf)
+            && self.frozen.as_ref().is_none_or(|frozen| !frozen.touches_leaf(lineage, leaf));
+        if is_quiet {
+            let (found, run) = self.in_tree(lineage, lba);
+            return (found, run.min(to_leaf_end).min(limit));
+        }
+        (self.lookup(lineage, lba), 1)
+    }
+
+    /// The bytes of a page, if they are in memory.
+    pub(crate) fn page(&mut self, page: Entry) -> Option<&[u8]> {
+        let frame = self.frames.get(page.address)?;
+        Some(self.frames.bytes(frame))
+    }
+
+    /// A page that was just written is worth keeping.
+    pub(crate) fn remember(&mut self, page: Entry, bytes: &[u8]) {
+        if self.frames.get(page.address).is_none()
+            && let Some(frame) = self.frames.insert(page.address)
+        {
+            self.frames.bytes_mut(frame).copy_from_slice(bytes);
+        }
+    }
+
+    /// Whether a page was found damaged or could not be read.
+    pub(crate) fn is_bad(&self, page: Entry) -> bool {
+        self.bad.contains_key(&page.address)
+    }
+
+    /// Starts to read a page unless it is being read. Returns the load's number and buffer, or none
+    /// if nothing is to be done now.
+    pub(crate) fn start_load(&mut self, page: Entry) -> Option<(usize, Part)> {
+        let is_loading = self.loads.iter().flatten().any(|load| load.page.address == page.address);
+        if is_loading || self.free_spans.is_empty() {
+            return None;
+        }
+        let number = self.loads.iter().position(Option::is_none)?;
+        let span = self.free_spans.pop()?;
+        let part = span.part();
+        self.loads[number] = Some(Load { page, span: Some(span) });
+        self.pages_read += 1;
+        Some((number, part))
+    }
+
+    /// A page has been read, well or not.
+    pub(crate) fn finish_load(
+        &mut self,
+        memory: &Memory,
+        number: usize,
+        result: Result<(), MediumError>,
+    ) {
+        let load = self.loads.get_mut(number).and_then(Option::take);
+        let Some(Load { page, span: Some(span) }) = load else { return };
+        match result {
+            Ok(()) if block_checksum(self.salt, memory.slice(&span)) == page.checksum => {
+                self.remember(page, memory.slice(&span));
+            }
+            Ok(()) => {
+                self.bad.insert(page.address, None);
+            }
+            Err(error) => {
+                self.bad.insert(page.address, Some(error));
+            }
+        }
+        self.free_spans.push(span);
+    }
+
+    /// A page that no segment holds: the tree and the segment table disagree.
+    pub(crate) fn note_lost(&mut self, page: Entry) {
+        self.bad.insert(page.address, None);
+    }
+
+    /// Forgets pages that could not be read, so that the next who needs one tries again.
+    pub(crate) fn forget_bad(&mut self) {
+        self.bad.clear();
+    }
+
+    pub(crate) fn frames(&self) -> (usize, usize) {
+        (self.frames.used(), self.frames.count())
+    }
+}

@@ -1,0 +1,355 @@
+//! Reads: from the arena where the log still has the bytes, else from the medium, always verified.
+//!
+//! A read asks the map for all its blocks at one moment; if a page of the map is missing, it waits
+//! for the page and asks again from the start. So it sees one state of the map, and the bytes of
+//! each block are those the map named then: an address names the same bytes for ever, and a slot
+//! being read is not used again before the read is done.
+
+use std::collections::VecDeque;
+
+use bowline_arena::Span;
+
+use crate::format::block_checksum;
+use crate::io::Purpose;
+use crate::map::Lookup;
+use crate::store::Store;
+use crate::tables::{Entry, State};
+use crate::{
+    BLOCK_BYTES, BlockState, DiskId, Event, Extent, Io, Lba, LineageId, Media, MediumError,
+    ReadError, SlotId, Ticket,
+};
+
+/// Most leaves of the map looked at for one question about block states.
+const STATUS_LEAVES_MAX: usize = 2048;
+/// How often a block whose checksum is wrong is read again before it is given up.
+const RETRIES_MAX: u8 = 1;
+
+/// A run of blocks being read.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    slot: SlotId,
+    block: u32,
+    first: u32,
+    blocks: u32,
+}
+
+/// What was asked.
+enum Kind {
+    Data { span: Span },
+    Status { blocks: u64, extents_max: usize },
+}
+
+/// A read under way.
+struct Read {
+    ticket: Ticket,
+    disk: DiskId,
+    lineage: LineageId,
+    lba: Lba,
+    kind: Kind,
+    /// What the map said of each block; blocks already in place are holes here.
+    entries: Vec<Entry>,
+    runs: Vec<Run>,
+    in_flight: u32,
+    retries: u8,
+    failed: Option<MediumError>,
+}
+
+/// All reads under way.
+#[derive(Default)]
+pub(crate) struct Reads {
+    slots: Vec<Option<Read>>,
+    free: Vec<usize>,
+    /// Reads that wait for a page of the map.
+    waiting: VecDeque<usize>,
+}
+
+impl Reads {
+    fn add(&mut self, read: Read) -> usize {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[at] = Some(read);
+        at
+    }
+
+    fn take(&mut self, at: usize) -> Option<Read> {
+        let read = self.slots.get_mut(at).and_then(Option::take)?;
+        self.free.push(at);
+        Some(read)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+impl<M: Media> Store<M> {
+    /// Reads whole blocks into a span; [`Event::Read`] gives it back. Blocks nobody wrote are zeros.
+    ///
+    /// # Panics
+    /// If the disk does not exist or the span is not a whole number of blocks.
+    pub fn read(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, into: Span) {
+        assert!(u64::from(into.bytes()).is_multiple_of(BLOCK_BYTES) && into.bytes() > 0);
+        self.counters.reads += 1;
+        self.begin(ticket, disk, lba, Kind::Data { span: into });
+    }
+
+    /// Asks for the states of a range; [`Event::Status`] answers, perhaps for less than was asked.
+    ///
+    /// # Panics
+    /// If the disk does not exist or nothing is asked.
+    pub fn block_status(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskId,
+        lba: Lba,
+        blocks: u64,
+        extents_max: usize,
+    ) {
+        assert!(blocks > 0 && extents_max > 0);
+        self.begin(ticket, disk, lba, Kind::Status { blocks, extents_max });
+    }
+
+    fn begin(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, kind: Kind) {
+        let lineage = self.lineage_of(disk);
+        let at = self.reads.add(Read {
+            ticket,
+            disk,
+            lineage,
+            lba,
+            kind,
+            entries: Vec::new(),
+            runs: Vec::new(),
+            in_flight: 0,
+            retries: 0,
+            failed: None,
+        });
+        self.advance(at);
+    }
+
+    /// Goes on with a read as far as it can.
+    fn advance(&mut self, at: usize) {
+        let Some(read) = self.reads.slots[at].as_ref() else { return };
+        match &read.kind {
+            Kind::Data { span } => {
+                let blocks = u64::from(span.bytes()) / BLOCK_BYTES;
+                self.advance_data(at, read.lineage, read.lba, blocks);
+            }
+            Kind::Status { blocks, extents_max } => {
+                self.advance_status(at, read.lineage, read.lba, *blocks, *extents_max);
+            }
+        }
+    }
+
+    fn advance_data(&mut self, at: usize, lineage: LineageId, lba: Lba, blocks: u64) {
+        let mut entries = self.reads.slots[at]
+            .as_mut()
+            .map(|read| std::mem::take(&mut read.entries))
+            .unwrap_or_default();
+        entries.clear();
+        for block in 0..blocks {
+            match self.map.lookup(lineage, Lba(lba.0 + block)) {
+                Lookup::Found(entry) => entries.push(entry),
+                Lookup::Needs(page) => return self.wait_for_page(at, page),
+                Lookup::Damaged(segment) => {
+                    let lba = Lba(lba.0 + block);
+                    return self.fail(at, |disk| ReadError::Map { disk, lba, segment });
+                }
+            }
+        }
+        self.start_runs(at, entries);
+    }
+
+    fn wait_for_page(&mut self, at: usize, page: Entry) {
+        self.reads.waiting.push_back(at);
+        self.load_page(page);
+    }
+
+    /// Starts to read a page of the map, unless it is on its way.
+    pub(crate) fn load_page(&mut self, page: Entry) {
+        let Some((slot, block)) = self.segments.locate(page) else {
+            self.map.note_lost(page);
+            return;
+        };
+        if let Some((number, into)) = self.map.start_load(page) {
+            let at = self.header.block_at(slot, block);
+            self.in_flight.submit(&mut self.media, Purpose::Page(number), Io::Read { at, into });
+        }
+    }
+
+    /// Fills what is in memory, and starts to read the rest.
+    fn start_runs(&mut self, at: usize, mut entries: Vec<Entry>) {
+        let Some(mut read) = self.reads.slots[at].take() else { return };
+        let Kind::Data { span } = &mut read.kind else { return };
+        let memory = self.memory.clone();
+        read.runs.clear();
+        for (index, entry) in entries.iter_mut().enumerate() {
+            let to = index * BLOCK_BYTES as usize;
+            let to = to..to + BLOCK_BYTES as usize;
+            if entry.state() != Some(State::Data) {
+                memory.slice_mut(span)[to].fill(0);
+                *entry = Entry::HOLE;
+            } else if let Some(bytes) = self.log.in_memory(entry.segment(), entry.index()) {
+                memory.slice_mut(span)[to].copy_from_slice(bytes);
+                *entry = Entry::HOLE;
+                self.counters.reads_from_arena += 1;
+            } else if let Some((slot, block)) = self.segments.locate(*entry) {
+                extend(&mut read.runs, slot, block, index as u32);
+            } else {
+                read.failed = Some(MediumError::System {
+                    call: format!("look-up of segment {}", entry.segment()),
+                    code: libc_enoent(),
+                });
+            }
+        }
+        read.entries = entries;
+        let part = span.part();
+        read.in_flight = read.runs.len() as u32;
+        for run in &read.runs {
+            self.segments.reader(run.slot, 1);
+            let into = part.sub(run.first * BLOCK_BYTES as u32, run.blocks * BLOCK_BYTES as u32);
+            let at_bytes = self.header.block_at(run.slot, run.block);
+            let io = Io::Read { at: at_bytes, into };
+            self.in_flight.submit(&mut self.media, Purpose::Read(at), io);
+        }
+        let is_done = read.in_flight == 0;
+        self.reads.slots[at] = Some(read);
+        if is_done {
+            self.finish_read(at);
+        }
+    }
+
+    /// One run of a read has come back.
+    pub(crate) fn read_done(&mut self, at: usize, result: Result<(), MediumError>) {
+        let Some(read) = self.reads.slots.get_mut(at).and_then(Option::as_mut) else { return };
+        read.in_flight -= 1;
+        if let Err(error) = result {
+            read.failed = Some(error);
+        }
+        if read.in_flight == 0 {
+            for run in &read.runs {
+                self.segments.reader(run.slot, -1);
+            }
+            self.finish_read(at);
+        }
+    }
+
+    fn finish_read(&mut self, at: usize) {
+        let Some(read) = self.reads.slots[at].as_mut() else { return };
+        let Kind::Data { span } = &read.kind else { return };
+        let salt = self.header.salt;
+        let wrong = if read.failed.is_some() {
+            None
+        } else {
+            let bytes = self.memory.slice(span).chunks_exact(BLOCK_BYTES as usize);
+            let is_wrong = |(entry, bytes): (&Entry, &[u8])| {
+                entry.has_address() && block_checksum(salt, bytes) != entry.checksum
+            };
+            read.entries.iter().zip(bytes).position(is_wrong)
+        };
+        if (wrong.is_some() || read.failed.is_some()) && read.retries < RETRIES_MAX {
+            read.retries += 1;
+            read.failed = None;
+            return self.advance(at);
+        }
+        let (disk, first) = (read.disk, read.lba);
+        let error = match (wrong, read.failed.take()) {
+            (Some(index), _) => {
+                self.counters.checksum_errors += 1;
+                let segment = read.entries[index].segment();
+                Some(ReadError::Checksum { disk, lba: Lba(first.0 + index as u64), segment })
+            }
+            (None, Some(cause)) => {
+                self.counters.read_errors += 1;
+                Some(ReadError::Medium { disk, lba: first, cause })
+            }
+            (None, None) => None,
+        };
+        self.answer(at, error.map_or(Ok(()), Err));
+    }
+
+    fn fail(&mut self, at: usize, error: impl FnOnce(DiskId) -> ReadError) {
+        let Some(read) = self.reads.slots[at].as_ref() else { return };
+        let error = error(read.disk);
+        self.counters.read_errors += 1;
+        self.map.forget_bad();
+        self.answer(at, Err(error));
+    }
+
+    fn answer(&mut self, at: usize, result: Result<(), ReadError>) {
+        let Some(read) = self.reads.take(at) else { return };
+        let ticket = read.ticket;
+        self.events.push_back(match read.kind {
+            Kind::Data { span } => Event::Read { ticket, span, result },
+            Kind::Status { .. } => Event::Status { ticket, result: result.map(|()| Vec::new()) },
+        });
+    }
+
+    fn advance_status(
+        &mut self,
+        at: usize,
+        lineage: LineageId,
+        lba: Lba,
+        blocks: u64,
+        extents_max: usize,
+    ) {
+        let mut extents: Vec<Extent> = Vec::new();
+        let (mut done, mut looked) = (0, 0);
+        while done < blocks && looked < STATUS_LEAVES_MAX * 340 {
+            let here = Lba(lba.0 + done);
+            let (found, run) = self.map.run(lineage, here, blocks - done);
+            looked += if run == 1 { 1 } else { 340 };
+            let entry = match found {
+                Lookup::Found(entry) => entry,
+                Lookup::Needs(page) => return self.wait_for_page(at, page),
+                Lookup::Damaged(segment) => {
+                    return self.fail(at, |disk| ReadError::Map { disk, lba: here, segment });
+                }
+            };
+            let state = match entry.state() {
+                Some(State::Data) => BlockState::Data,
+                Some(State::Zero | State::Reserved) => BlockState::Zero,
+                _ => BlockState::Hole,
+            };
+            let count = extents.len();
+            match extents.last_mut() {
+                Some(last) if last.state == state => last.blocks += run,
+                _ if count == extents_max => break,
+                _ => extents.push(Extent { blocks: run, state }),
+            }
+            done += run;
+        }
+        if let Some(read) = self.reads.take(at) {
+            self.events.push_back(Event::Status { ticket: read.ticket, result: Ok(extents) });
+        }
+    }
+
+    /// Tries the reads that wait for pages again. Returns whether there were any.
+    pub(crate) fn retry_reads(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.reads.waiting);
+        let any = !waiting.is_empty();
+        for at in waiting {
+            self.advance(at);
+        }
+        any
+    }
+}
+
+/// Adds a block to the last run if it follows it on the medium, else begins a new one.
+fn extend(runs: &mut Vec<Run>, slot: SlotId, block: u32, index: u32) {
+    if let Some(last) = runs.last_mut()
+        && last.slot == slot
+        && last.block + last.blocks == block
+        && last.first + last.blocks == index
+    {
+        last.blocks += 1;
+        return;
+    }
+    runs.push(Run { slot, block, first: index, blocks: 1 });
+}
+
+/// "No such file or directory": what a look-up that finds nothing says.
+fn libc_enoent() -> i32 {
+    2
+}

@@ -1,0 +1,206 @@
+//! Making a pool, and reading what its last checkpoint says.
+
+use crate::blocking::Blocking;
+use crate::catalogue::Catalogue;
+use crate::format::{
+    Blob, BlobSegment, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SLOT_BYTES_MIN,
+    SUPERBLOCK_COPIES, SegmentKind, Superblock, checksum, superblock_at,
+};
+use crate::map::Map;
+use crate::recovery::{Known, write_root};
+use crate::segments::{Segment, Segments};
+use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, PoolId, SegmentId, Seq, SlotId, StoreError};
+
+/// The fewest slots a pool can work with.
+const SLOTS_MIN: u32 = 24;
+/// Epochs of which superblocks may be on the medium.
+const EPOCHS_KEPT: u64 = 4;
+
+/// What a new pool is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct CreateOptions {
+    /// Its identity, drawn at random.
+    pub pool: PoolId,
+    /// The secret seed of its checksums, drawn at random.
+    pub salt: u64,
+    /// Bytes in a slot.
+    pub slot_bytes: u64,
+    /// The time, in seconds since 1970.
+    pub now_seconds: u64,
+}
+
+/// Makes a pool on a medium, over whatever was there.
+///
+/// # Errors
+/// If the sizes cannot be or the medium fails.
+pub fn create<M: Media>(
+    media: &mut M,
+    pages: &bowline_arena::SharedPages,
+    options: &CreateOptions,
+) -> Result<(), StoreError> {
+    let slot_bytes = options.slot_bytes;
+    if !(SLOT_BYTES_MIN..=SLOT_BYTES_MAX).contains(&slot_bytes)
+        || !slot_bytes.is_multiple_of(BLOCK_BYTES)
+    {
+        return Err(StoreError::Invalid(format!(
+            "{slot_bytes} bytes cannot be the size of a slot: use {SLOT_BYTES_MIN} to {SLOT_BYTES_MAX}"
+        )));
+    }
+    let header = PoolHeader {
+        pool: options.pool,
+        salt: options.salt,
+        slot_bytes,
+        created_at_seconds: options.now_seconds,
+    };
+    let bytes = media.bytes_total();
+    let slot_count = header.slots_on(bytes);
+    if slot_count < SLOTS_MIN {
+        return Err(StoreError::Invalid(format!(
+            "{bytes} bytes are too few for a pool: it needs {SLOTS_MIN} slots of {slot_bytes} bytes"
+        )));
+    }
+    let root = Superblock {
+        pool: options.pool,
+        epoch: Epoch(0),
+        generation: 1,
+        boot: 0,
+        clean: true,
+        slot_count,
+        segment_limit: SegmentId(1),
+        seq: Seq(0),
+        position: Position {
+            segment: SegmentId(0),
+            slot: SlotId(0),
+            block: header.slot_blocks(),
+            number: BatchNumber(0),
+            checksum: options.salt,
+        },
+        blob: Vec::new(),
+        blob_bytes: 0,
+        blob_checksum: options.salt,
+        cuts: Vec::new(),
+    };
+    let mut medium = Blocking::new(media, pages)?;
+    write_root(&mut medium, &header, &root)?;
+    for at in POOL_HEADER_AT {
+        medium.write_block(at, |block| header.encode(block))?;
+    }
+    medium.flush()?;
+    Ok(())
+}
+
+/// Reads the pool header from whichever copy verifies.
+///
+/// # Errors
+/// If none does.
+pub(crate) fn read_header<M: Media>(
+    medium: &mut Blocking<'_, M>,
+) -> Result<PoolHeader, StoreError> {
+    let mut first_error = None;
+    for at in POOL_HEADER_AT {
+        let read = medium.read(at, BLOCK_BYTES).map_err(StoreError::Medium);
+        match read.and_then(PoolHeader::decode) {
+            Ok(header) => return Ok(header),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    Err(first_error.unwrap_or_else(|| StoreError::NotAPool("no pool header".into())))
+}
+
+/// Reads the superblock that counts.
+///
+/// # Errors
+/// If none verifies.
+pub(crate) fn read_root<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+) -> Result<Superblock, StoreError> {
+    let mut best: Option<Superblock> = None;
+    for epoch in 0..EPOCHS_KEPT {
+        for copy in 0..SUPERBLOCK_COPIES {
+            let Ok(block) = medium.read(superblock_at(epoch, copy), BLOCK_BYTES) else { continue };
+            let Some(found) = Superblock::decode(header.salt, header.pool, block) else { continue };
+            let is_better = best
+                .as_ref()
+                .is_none_or(|best| (found.epoch, found.generation) > (best.epoch, best.generation));
+            if is_better {
+                best = Some(found);
+            }
+        }
+    }
+    best.ok_or_else(|| StoreError::Damaged("no superblock verifies".into()))
+}
+
+/// Reads the blob of the last checkpoint and builds what it describes.
+///
+/// # Errors
+/// If it cannot be read or does not verify.
+pub(crate) fn load_blob<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: PoolHeader,
+    root: Superblock,
+    mut map: Map,
+) -> Result<Known, StoreError> {
+    let blob = read_blob(medium, &header, &root)?;
+    let damaged = |what: String| StoreError::Damaged(format!("the last checkpoint {what}"));
+    let mut segments = Segments::new(root.slot_count, header.slot_blocks(), root.segment_limit);
+    for extent in &root.blob {
+        if extent.slot.0 >= root.slot_count {
+            return Err(damaged(format!("names slot {}, which there is not", extent.slot)));
+        }
+        segments.use_slot(extent.slot, SegmentKind::Blob);
+    }
+    for one in blob.segments {
+        let is_here = one.pieces.iter().all(|piece| piece.slot.0 < root.slot_count);
+        if !is_here || one.live.blocks() != header.slot_blocks() {
+            return Err(damaged(format!("puts segment {} where nothing can be", one.segment)));
+        }
+        if segments.get(one.segment).is_some() {
+            return Err(damaged(format!("names segment {} twice", one.segment)));
+        }
+        for piece in &one.pieces {
+            // An image never holds block 0, the header, so only a whole segment is that long.
+            let is_whole = piece.directory.len() == header.slot_blocks();
+            let kind = if is_whole { one.kind } else { SegmentKind::Images };
+            segments.use_slot(piece.slot, kind);
+        }
+        let BlobSegment { segment, kind, pieces, live } = one;
+        segments.add(segment, Segment { kind, pieces, live });
+    }
+    let catalogue = Catalogue {
+        disks: blob.disks.into_iter().map(|disk| (disk.id, disk)).collect(),
+        next_disk: blob.next_disk,
+        next_lineage: blob.next_lineage,
+    };
+    map.lineages = blob.lineages.into_iter().map(|one| (one.lineage, one)).collect();
+    Ok(Known { header, root, segments, catalogue, map })
+}
+
+fn read_blob<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+) -> Result<Blob, StoreError> {
+    if root.blob.is_empty() {
+        // Disk and lineage numbers begin with 1.
+        return Ok(Blob { next_disk: 1, next_lineage: 1, ..Blob::default() });
+    }
+    let (mut bytes, mut sum) = (Vec::new(), header.salt);
+    for extent in &root.blob {
+        let mut done = 0;
+        while done < extent.blocks {
+            let at = header.block_at(extent.slot, extent.block + done);
+            let chunk = medium.read(at, u64::from(extent.blocks - done) * BLOCK_BYTES)?;
+            for block in chunk.chunks_exact(BLOCK_BYTES as usize) {
+                sum = checksum(sum, block);
+            }
+            done += (chunk.len() as u64 / BLOCK_BYTES) as u32;
+            bytes.extend_from_slice(chunk);
+        }
+    }
+    let blob = bytes
+        .get(..usize::try_from(root.blob_bytes).unwrap_or(usize::MAX))
+        .filter(|_| sum == root.blob_checksum)
+        .and_then(Blob::decode);
+    blob.ok_or_else(|| StoreError::Damaged("the last checkpoint does not verify".into()))
+}

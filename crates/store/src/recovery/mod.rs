@@ -1,0 +1,364 @@
+//! Opening a pool: superblock, checkpoint, log, arena; then a new epoch begins.
+//!
+//! Invariants (rules D3, D4):
+//! - What is accepted of the log is the longest chain that verifies. Where that chain ends although
+//!   something later proves that more of it was durable, the pool is *damaged*: it opens for
+//!   reading, and nothing is cut off.
+//! - The arena's batches follow the log's last one, or the log contains them.
+//! - Recovery writes only to slots nothing points to, and its own record of the new epoch last.
+//!   So it may be cut off anywhere and done again.
+
+mod load;
+mod replay;
+mod walk;
+
+use std::rc::Rc;
+
+use bowline_arena::{Memory, SharedPages, Span};
+
+use crate::appender::Appender;
+use crate::blocking::Blocking;
+use crate::catalogue::Catalogue;
+use crate::checkpoint::Streams;
+use crate::compaction::WINDOW_BLOCKS;
+use crate::format::{
+    CUTS_MAX, Cut, PoolHeader, Position, SUPERBLOCK_COPIES, SegmentKind, Superblock, superblock_at,
+};
+use crate::io::InFlight;
+use crate::log::{Identity, Log, OpenSegment};
+use crate::map::Map;
+use crate::segments::Segments;
+use crate::staging::{Found, Staging};
+use crate::status::{Counters, PoolState};
+use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
+use crate::{BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
+
+pub use load::{CreateOptions, create};
+pub(crate) use load::{load_blob, read_header, read_root};
+pub(crate) use replay::Replay;
+pub(crate) use walk::Walk;
+
+/// Pages for reading the map, and for the streams.
+const LOAD_PAGES: u32 = 32;
+const MAP_RUN_PAGES: u32 = 32;
+const BLOB_RUN_PAGES: u32 = 16;
+const IMAGE_RUN_PAGES: u32 = 64;
+/// Epochs since the last checkpoint after which one is made before anything else.
+const CUTS_MANY: usize = CUTS_MAX - 8;
+
+/// A batch a dead process left, with the memory it lies in.
+struct Left {
+    found: Found,
+    head: Span,
+    data: Vec<Span>,
+}
+
+/// What of the pool has been understood so far.
+pub(crate) struct Known {
+    pub header: PoolHeader,
+    pub root: Superblock,
+    pub segments: Segments,
+    pub catalogue: Catalogue,
+    pub map: Map,
+}
+
+impl<M: Media> Store<M> {
+    /// Opens a pool: recovers it from whatever the last epoch left, takes over the arena, and
+    /// begins a new epoch. The caller has made sure that the last owner is dead and its I/O has
+    /// come to rest.
+    ///
+    /// # Errors
+    /// If the medium holds no pool, cannot be read or written, or the pool is damaged beyond
+    /// reading. Lesser damage is a state of the open pool.
+    pub fn open(
+        mut media: M,
+        arena: ArenaRegion,
+        options: StoreOptions,
+    ) -> Result<Store<M>, StoreError> {
+        let memory = arena.pages.borrow().memory().clone();
+        let mut staging = Staging::new(arena.control);
+        if options.broken.contains(&Broken::PublishBeforeContent) {
+            staging.break_publish();
+        }
+        let header = read_header(&mut Blocking::new(&mut media, &arena.pages)?)?;
+        let root = {
+            let mut medium = Blocking::new(&mut media, &arena.pages)?;
+            read_root(&mut medium, &header)?
+        };
+        let is_ours = !arena.is_fresh
+            && staging.belongs_to(&memory, root.epoch)
+            && !options.broken.contains(&Broken::IgnoreArena);
+        let left =
+            if is_ours { take_left(&staging, &memory, &arena.pages) } else { Ok(Vec::new()) };
+        let lost = !is_ours && !root.clean && root.boot == options.boot && root.epoch.0 > 0;
+        let state =
+            if lost && !options.accept_loss && !options.broken.contains(&Broken::IgnoreArena) {
+                PoolState::LostWrites(
+                "the pool was not closed and its arena is gone: writes that were acknowledged but \
+                 not flushed may be lost"
+                    .into(),
+            )
+            } else {
+                PoolState::Healthy
+            };
+        let opening =
+            Opening { media, pages: arena.pages, memory, staging: Some(staging), options, state };
+        opening.run(header, root, left, is_ours)
+    }
+}
+
+/// Takes the pages of the batches a dead process left, before anybody else can.
+fn take_left(staging: &Staging, memory: &Memory, pages: &SharedPages) -> Result<Vec<Left>, String> {
+    let mut all = Vec::new();
+    for found in staging.found(memory) {
+        let mut pages = pages.borrow_mut();
+        let damaged = || format!("the arena's record of batch {} is damaged", found.number);
+        let head = pages.adopt(found.head).ok_or_else(damaged)?;
+        let mut data = Vec::new();
+        for part in &found.spans {
+            data.push(pages.adopt(*part).ok_or_else(damaged)?);
+        }
+        all.push(Left { found, head, data });
+    }
+    Ok(all)
+}
+
+struct Opening<M> {
+    media: M,
+    pages: SharedPages,
+    memory: Rc<Memory>,
+    staging: Option<Staging>,
+    options: StoreOptions,
+    state: PoolState,
+}
+
+impl<M: Media> Opening<M> {
+    fn run(
+        mut self,
+        header: PoolHeader,
+        root: Superblock,
+        left: Result<Vec<Left>, String>,
+        is_ours: bool,
+    ) -> Result<Store<M>, StoreError> {
+        let loads = self.take_spans(LOAD_PAGES, 1)?;
+        let map = Map::new(header.salt, self.options.delta_bytes, self.options.map_frames, loads);
+        let streams = Streams::new(
+            Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?),
+            Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?),
+            Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?),
+            self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?,
+        );
+        let work = self.take_spans(1, WINDOW_BLOCKS)?;
+        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+        let mut known = load_blob(&mut medium, header, root, map)?;
+        let mut walk = Walk::new(&known);
+        walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
+        let mut replay = Replay::new(known.root.seq);
+        let damage = walk.run(&mut medium, &mut known, &mut replay)?;
+        let mut counters = Counters { batches_replayed: replay.batches, ..Counters::default() };
+        let last = walk.position();
+        let mut seq = replay.seq;
+        let log_bytes = replay.bytes;
+        drop(medium);
+        let left = match left {
+            Ok(left) => left,
+            Err(damage) => {
+                self.state = PoolState::Damaged(damage);
+                Vec::new()
+            }
+        };
+        if let Some(damage) = damage {
+            self.state = PoolState::Damaged(damage.to_string());
+        }
+        let identity = Identity {
+            pool: header.pool,
+            salt: header.salt,
+            epoch: Epoch(known.root.epoch.0 + 1),
+            instance: self.options.instance,
+            slot_blocks: header.slot_blocks(),
+        };
+        let log = if self.state.is_writing() {
+            let segment = self.first_segment(&mut known, last)?;
+            let mut log = self.new_log(identity, segment, last);
+            if !is_ours {
+                log.staging.format(&self.memory);
+            }
+            if let Err(damage) = self.adopt(&mut log, left, last.number) {
+                self.state = PoolState::Damaged(damage);
+            }
+            if self.state.is_writing() {
+                seq = self.settle(&mut log, &mut known, &mut replay, last, seq)?;
+                counters.batches_adopted = log.adopted;
+            }
+            log
+        } else {
+            // Nothing will be written: the place of the log is only a name.
+            let segment = OpenSegment::nowhere(last);
+            self.new_log(identity, segment, last)
+        };
+        let Known { header, root, segments, catalogue, map } = known;
+        let mut store = Store::start(Recovered {
+            media: self.media,
+            in_flight: InFlight::default(),
+            header,
+            options: self.options,
+            memory: self.memory,
+            log,
+            map,
+            segments,
+            catalogue,
+            root,
+            counters,
+            state: self.state,
+            seq,
+            log_bytes,
+            streams,
+            work,
+        });
+        if store.root.cuts.len() > CUTS_MANY && store.state.is_writing() {
+            store.checkpoint_now()?;
+        }
+        Ok(store)
+    }
+
+    fn take_spans(&self, count: u32, pages: u32) -> Result<Vec<Span>, StoreError> {
+        (0..count).map(|_| self.pages.borrow_mut().take(pages).ok_or_else(no_memory)).collect()
+    }
+
+    fn new_log(&mut self, identity: Identity, segment: OpenSegment, last: Position) -> Log {
+        let staging = self.staging.take().unwrap_or_else(|| panic!("one log takes the area"));
+        Log::new(identity, self.pages.clone(), staging, segment, last)
+    }
+
+    /// The segment the new epoch begins with, in a slot that holds nothing.
+    fn first_segment(&self, known: &mut Known, last: Position) -> Result<OpenSegment, StoreError> {
+        let mut slot = || {
+            known.segments.take_slot(SegmentKind::Log).ok_or_else(|| {
+                StoreError::Damaged("no free slot to go on in; grow the pool's medium".into())
+            })
+        };
+        let (slot, successor): (SlotId, SlotId) = (slot()?, slot()?);
+        let segment = known.segments.take_segment_id();
+        known.segments.add_whole(segment, SegmentKind::Log, slot);
+        let before = (last.segment, last.number, last.checksum);
+        Ok(OpenSegment { segment, slot, successor, next_block: 1, is_fresh: true, before })
+    }
+
+    /// Puts the arena's batches behind the log's last one.
+    fn adopt(&self, log: &mut Log, left: Vec<Left>, last: BatchNumber) -> Result<(), String> {
+        for Left { found, head, data } in left {
+            if found.number <= last || found.progress.entries == 0 {
+                let mut pages = self.pages.borrow_mut();
+                pages.give(head);
+                data.into_iter().for_each(|span| pages.give(span));
+                continue;
+            }
+            if found.number != log.next_number {
+                return Err(format!(
+                    "the log ends with batch {}, but the arena goes on with batch {}",
+                    log.last(),
+                    found.number
+                ));
+            }
+            log.adopt(&found, head, data)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the arena held, makes everything durable, and records the new epoch.
+    fn settle(
+        &mut self,
+        log: &mut Log,
+        known: &mut Known,
+        replay: &mut Replay,
+        last: Position,
+        seq: Seq,
+    ) -> Result<Seq, StoreError> {
+        let first = (log.segment.segment, log.segment.slot);
+        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+        let skips_flush = self.options.broken.contains(&Broken::NoFlushAtRecovery);
+        if !skips_flush {
+            medium.flush()?;
+        }
+        for at in 0..log.batches.len() {
+            if log.batches[at].blocks() > log.blocks_left() {
+                roll(log, known, at)?;
+            }
+            log.place(at);
+            let Some((_, slot, block, parts)) = log.submit_next() else { break };
+            medium.write_parts(known.header.block_at(slot, block), parts)?;
+            replay.adopted(&mut medium, log, at, known)?;
+        }
+        if !skips_flush {
+            medium.flush()?;
+        }
+        let epoch = log.identity.epoch;
+        log.staging.announce(&self.memory, epoch);
+        let cut = Cut { epoch, accepted: last, segment: first.0, slot: first.1 };
+        if self.options.broken.contains(&Broken::NoEpochRecord) {
+            known.root.epoch = epoch;
+        } else {
+            let boot = self.options.boot;
+            record_epoch(&mut medium, known, cut, boot)?;
+        }
+        log.settled();
+        log.staging.begin(&self.memory, epoch);
+        Ok(seq.max(replay.seq))
+    }
+}
+
+/// Goes on in the next segment while batches are placed.
+fn roll(log: &mut Log, known: &mut Known, at: usize) -> Result<(), StoreError> {
+    let successor = known.segments.take_slot(SegmentKind::Log);
+    let successor = successor.ok_or_else(|| {
+        StoreError::Damaged("no free slot to write the arena's batches to".into())
+    })?;
+    let (old, slot) = (log.segment.slot, log.segment.successor);
+    let segment = known.segments.take_segment_id();
+    known.segments.close_slot(old, 0);
+    known.segments.add_whole(segment, SegmentKind::Log, slot);
+    let last = BatchNumber(log.batches[at].number.0 - 1);
+    log.begin_segment(segment, slot, successor, last);
+    Ok(())
+}
+
+/// Writes the superblock of the new epoch, both copies.
+fn record_epoch<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    known: &mut Known,
+    cut: Cut,
+    boot: u128,
+) -> Result<(), StoreError> {
+    let root = &mut known.root;
+    root.epoch = cut.epoch;
+    root.generation += 1;
+    root.boot = boot;
+    root.clean = false;
+    root.segment_limit.0 = root.segment_limit.0.max(known.segments.next_segment().0 + (1 << 20));
+    // An epoch that accepted nothing leaves no trace.
+    root.cuts.retain(|old| old.accepted.number < cut.accepted.number);
+    root.cuts.push(cut);
+    if root.cuts.len() > CUTS_MAX {
+        return Err(StoreError::Damaged("too many starts without a checkpoint".into()));
+    }
+    write_root(medium, &known.header, root)
+}
+
+/// Writes both copies of a superblock, one after the other.
+pub(crate) fn write_root<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+) -> Result<(), StoreError> {
+    for copy in 0..SUPERBLOCK_COPIES {
+        medium.write_block(superblock_at(root.epoch.0, copy), |block| {
+            root.encode(header.salt, block);
+        })?;
+        medium.flush()?;
+    }
+    Ok(())
+}
+
+fn no_memory() -> StoreError {
+    StoreError::Invalid("the arena has too few pages for a store".into())
+}

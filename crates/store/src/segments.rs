@@ -1,0 +1,368 @@
+//! Which segment lies where, what of it is alive, and which slots are free.
+//!
+//! Invariants:
+//! - A slot is in exactly one state. It becomes writable again only when a durable checkpoint that
+//!   began after it was emptied no longer needs it (rule D2): until then it is `PendingFree`.
+//! - The pieces of a segment cover its indices without gap or overlap until some are all dead; the
+//!   directory of a piece says which blocks are there. Live bits are a subset.
+//! - A live bit may be set for a dead block (its death is known at the next fold), never clear for
+//!   a live one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::format::{ImageMove, SegmentKind};
+use crate::tables::{Directory, Entry, LiveBits};
+use crate::{SegmentId, SlotId};
+
+/// What a slot is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SlotState {
+    /// May be opened.
+    Free,
+    /// Being appended to.
+    Open(SegmentKind),
+    /// Holds segments, or images of some.
+    Used(SegmentKind),
+    /// Holds nothing any more, but a checkpoint still says otherwise. The number is the count of
+    /// checkpoints begun when it was emptied.
+    PendingFree(u64),
+}
+
+/// A range of a segment's indices that lies in one slot: the segment as it was written, or an image
+/// of some of its blocks.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    /// The first index.
+    pub first: u32,
+    /// The index after the last.
+    pub end: u32,
+    pub slot: SlotId,
+    /// Where in the slot the block at position 0 of the directory lies.
+    pub block: u32,
+    pub directory: Directory,
+}
+
+/// A segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub kind: SegmentKind,
+    /// Where it lies, by first index.
+    pub pieces: Vec<Piece>,
+    pub live: LiveBits,
+}
+
+impl Segment {
+    /// The piece that covers an index.
+    pub(crate) fn piece(&self, index: u32) -> Option<&Piece> {
+        let at = self.pieces.partition_point(|piece| piece.first <= index).checked_sub(1)?;
+        self.pieces.get(at).filter(|piece| index < piece.end)
+    }
+}
+
+/// All segments and slots of a pool.
+pub(crate) struct Segments {
+    slot_blocks: u32,
+    segments: BTreeMap<SegmentId, Segment>,
+    slots: Vec<SlotState>,
+    /// Pieces that lie in a slot: segment and first index.
+    residents: Vec<BTreeSet<(SegmentId, u32)>>,
+    /// Live blocks of a slot's segments.
+    live: Vec<u32>,
+    free: BTreeSet<SlotId>,
+    pending: usize,
+    live_total: u64,
+    next_segment: SegmentId,
+    /// Where the search for a free slot goes on: slots are used in turn.
+    hand: SlotId,
+    /// Reads under way in each slot that has any.
+    readers: BTreeMap<SlotId, u32>,
+}
+
+impl Segments {
+    pub(crate) fn new(slot_count: u32, slot_blocks: u32, next_segment: SegmentId) -> Segments {
+        let mut segments = Segments {
+            slot_blocks,
+            segments: BTreeMap::new(),
+            slots: Vec::new(),
+            residents: Vec::new(),
+            live: Vec::new(),
+            free: BTreeSet::new(),
+            pending: 0,
+            live_total: 0,
+            next_segment,
+            hand: SlotId(0),
+            readers: BTreeMap::new(),
+        };
+        segments.grow(slot_count);
+        segments
+    }
+
+    /// Adds slots until there are `slot_count`.
+    pub(crate) fn grow(&mut self, slot_count: u32) {
+        for index in self.slots.len() as u32..slot_count {
+            self.slots.push(SlotState::Free);
+            self.residents.push(BTreeSet::new());
+            self.live.push(0);
+            self.free.insert(SlotId(index));
+        }
+    }
+
+    pub(crate) fn slot_count(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    pub(crate) fn slot_blocks(&self) -> u32 {
+        self.slot_blocks
+    }
+
+    pub(crate) fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    pub(crate) fn pending_slots(&self) -> usize {
+        self.pending
+    }
+
+    pub(crate) fn live_blocks(&self) -> u64 {
+        self.live_total
+    }
+
+    pub(crate) fn live_in(&self, slot: SlotId) -> u32 {
+        self.live[slot.0 as usize]
+    }
+
+    pub(crate) fn slot(&self, slot: SlotId) -> Option<SlotState> {
+        self.slots.get(slot.0 as usize).copied()
+    }
+
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (SlotId, SlotState)> + '_ {
+        self.slots.iter().enumerate().map(|(index, state)| (SlotId(index as u32), *state))
+    }
+
+    pub(crate) fn residents(&self, slot: SlotId) -> &BTreeSet<(SegmentId, u32)> {
+        &self.residents[slot.0 as usize]
+    }
+
+    pub(crate) fn get(&self, segment: SegmentId) -> Option<&Segment> {
+        self.segments.get(&segment)
+    }
+
+    /// Segments from an id on.
+    pub(crate) fn from(&self, id: SegmentId) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        self.segments.range(id..).map(|(id, segment)| (*id, segment))
+    }
+
+    pub(crate) fn next_segment(&self) -> SegmentId {
+        self.next_segment
+    }
+
+    pub(crate) fn take_segment_id(&mut self) -> SegmentId {
+        let id = self.next_segment;
+        self.next_segment = SegmentId(id.0 + 1);
+        id
+    }
+
+    /// Makes sure that ids up to and with `id` are not given out again.
+    pub(crate) fn seen_segment_id(&mut self, id: SegmentId) {
+        self.next_segment = self.next_segment.max(SegmentId(id.0 + 1));
+    }
+
+    /// A free slot, which is `Open` from now on.
+    pub(crate) fn take_slot(&mut self, kind: SegmentKind) -> Option<SlotId> {
+        let is_quiet = |slot: &&SlotId| !self.readers.contains_key(slot);
+        let mut in_turn = self.free.range(self.hand..).chain(self.free.range(..self.hand));
+        let slot = *in_turn.find(is_quiet)?;
+        self.hand = SlotId(slot.0 + 1);
+        self.set_state(slot, SlotState::Open(kind));
+        Some(slot)
+    }
+
+    /// A slot that was written to before the pool was opened.
+    pub(crate) fn use_slot(&mut self, slot: SlotId, kind: SegmentKind) {
+        self.set_state(slot, SlotState::Used(kind));
+    }
+
+    fn set_state(&mut self, slot: SlotId, state: SlotState) {
+        let at = slot.0 as usize;
+        self.free.remove(&slot);
+        self.pending -= usize::from(matches!(self.slots[at], SlotState::PendingFree(_)));
+        self.pending += usize::from(matches!(state, SlotState::PendingFree(_)));
+        if state == SlotState::Free {
+            self.free.insert(slot);
+        }
+        self.slots[at] = state;
+    }
+
+    /// A segment that fills a slot from its first block on, nothing of it alive yet.
+    pub(crate) fn add_whole(&mut self, id: SegmentId, kind: SegmentKind, slot: SlotId) {
+        let directory = Directory::identity(self.slot_blocks);
+        let live = LiveBits::new(self.slot_blocks);
+        let piece = Piece { first: 0, end: self.slot_blocks, slot, block: 0, directory };
+        self.add(id, Segment { kind, pieces: vec![piece], live });
+    }
+
+    pub(crate) fn add(&mut self, id: SegmentId, segment: Segment) {
+        self.seen_segment_id(id);
+        for piece in &segment.pieces {
+            let at = piece.slot.0 as usize;
+            self.residents[at].insert((id, piece.first));
+            self.live[at] += live_between(&segment.live, piece.first, piece.end);
+        }
+        self.live_total += u64::from(segment.live.count());
+        let old = self.segments.insert(id, segment);
+        assert!(old.is_none(), "segment {id} exists twice");
+    }
+
+    /// The slot is appended to no longer. It is empty if nothing in it is alive.
+    pub(crate) fn close_slot(&mut self, slot: SlotId, checkpoints_begun: u64) {
+        if let SlotState::Open(kind) = self.slots[slot.0 as usize] {
+            self.set_state(slot, SlotState::Used(kind));
+            self.settle(slot, checkpoints_begun);
+        }
+    }
+
+    /// A slot that held a checkpoint blob nobody needs any more.
+    pub(crate) fn free_blob_slot(&mut self, slot: SlotId) {
+        if self.residents.get(slot.0 as usize).is_some_and(BTreeSet::is_empty) {
+            self.set_state(slot, SlotState::Free);
+        }
+    }
+
+    /// A read of a slot begins (1) or ends (-1): a slot that is read from is not opened.
+    pub(crate) fn reader(&mut self, slot: SlotId, change: i32) {
+        let count = self.readers.entry(slot).or_default();
+        *count = count.saturating_add_signed(change);
+        if *count == 0 {
+            self.readers.remove(&slot);
+        }
+    }
+
+    /// A slot that is closed and has no segment left becomes pending free.
+    fn settle(&mut self, slot: SlotId, checkpoints_begun: u64) {
+        let at = slot.0 as usize;
+        let closed = matches!(self.slots[at], SlotState::Used(_));
+        if closed && self.residents[at].is_empty() {
+            self.set_state(slot, SlotState::PendingFree(checkpoints_begun));
+        }
+    }
+
+    /// Forgets a segment of which nothing is alive.
+    pub(crate) fn drop_segment(&mut self, id: SegmentId, checkpoints_begun: u64) {
+        let Some(segment) = self.segments.remove(&id) else { return };
+        assert_eq!(segment.live.count(), 0, "segment {id} is dropped alive");
+        for piece in &segment.pieces {
+            self.residents[piece.slot.0 as usize].remove(&(id, piece.first));
+            self.settle(piece.slot, checkpoints_begun);
+        }
+    }
+
+    /// Forgets the pieces of a slot of which nothing is alive. Returns whether it is empty then.
+    pub(crate) fn drop_dead_pieces(&mut self, slot: SlotId, checkpoints_begun: u64) -> bool {
+        for (id, first) in self.residents[slot.0 as usize].clone() {
+            let Some(segment) = self.segments.get_mut(&id) else { continue };
+            let live = &segment.live;
+            segment.pieces.retain(|piece| {
+                piece.first != first || live_between(live, piece.first, piece.end) > 0
+            });
+            if segment.piece(first).is_none_or(|piece| piece.first != first) {
+                self.residents[slot.0 as usize].remove(&(id, first));
+            }
+            if segment.pieces.is_empty() {
+                self.segments.remove(&id);
+            }
+        }
+        self.settle(slot, checkpoints_begun);
+        self.residents[slot.0 as usize].is_empty()
+    }
+
+    /// A checkpoint that was the `begun`-th to begin is durable: what was emptied before it began
+    /// is free. Returns how many slots that frees.
+    pub(crate) fn checkpoint_durable(&mut self, begun: u64) -> usize {
+        let freed: Vec<SlotId> = self
+            .slots()
+            .filter(|(_, state)| matches!(state, SlotState::PendingFree(at) if *at < begun))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in &freed {
+            self.set_state(*slot, SlotState::Free);
+        }
+        freed.len()
+    }
+
+    /// The block an entry names is alive.
+    pub(crate) fn set_live(&mut self, entry: Entry) {
+        if let Some(segment) = self.segments.get_mut(&entry.segment())
+            && entry.index() < self.slot_blocks
+            && let Some(slot) = segment.piece(entry.index()).map(|piece| piece.slot)
+            && segment.live.set(entry.index())
+        {
+            self.live[slot.0 as usize] += 1;
+            self.live_total += 1;
+        }
+    }
+
+    /// The block an entry names is dead. Entries of segments that are gone, or of blocks a replayed
+    /// move left behind, are no surprise.
+    pub(crate) fn clear_live(&mut self, entry: Entry) {
+        if let Some(segment) = self.segments.get_mut(&entry.segment())
+            && entry.index() < self.slot_blocks
+            && segment.live.clear(entry.index())
+        {
+            self.live_total -= 1;
+            if let Some(piece) = segment.piece(entry.index()) {
+                self.live[piece.slot.0 as usize] -= 1;
+            }
+        }
+    }
+
+    /// Slot and block where the block an entry names lies.
+    pub(crate) fn locate(&self, entry: Entry) -> Option<(SlotId, u32)> {
+        let piece = self.segments.get(&entry.segment())?.piece(entry.index())?;
+        let position = piece.directory.position(entry.index())?;
+        Some((piece.slot, piece.block + position))
+    }
+
+    /// An image took the place of a range of a segment; `held` are the blocks the image holds.
+    pub(crate) fn moved(&mut self, to: &ImageMove, held: Directory, checkpoints_begun: u64) {
+        let Some(mut segment) = self.segments.remove(&to.segment) else { return };
+        let mut left = BTreeSet::new();
+        for piece in &segment.pieces {
+            let at = piece.slot.0 as usize;
+            self.live[at] -= live_between(&segment.live, piece.first, piece.end);
+            self.residents[at].remove(&(to.segment, piece.first));
+            left.insert(piece.slot);
+        }
+        for index in to.first..to.end.min(self.slot_blocks) {
+            if held.position(index).is_none() && segment.live.clear(index) {
+                self.live_total -= 1;
+            }
+        }
+        let mut pieces = Vec::new();
+        for piece in &segment.pieces {
+            let before = Piece { end: piece.end.min(to.first), ..piece.clone() };
+            let after = Piece { first: piece.first.max(to.end), ..piece.clone() };
+            pieces.extend([before, after].into_iter().filter(|piece| piece.first < piece.end));
+        }
+        let (slot, block) = (to.slot, to.block);
+        pieces.push(Piece { first: to.first, end: to.end, slot, block, directory: held });
+        pieces.sort_by_key(|piece| piece.first);
+        for piece in &pieces {
+            let at = piece.slot.0 as usize;
+            self.live[at] += live_between(&segment.live, piece.first, piece.end);
+            self.residents[at].insert((to.segment, piece.first));
+        }
+        segment.pieces = pieces;
+        self.segments.insert(to.segment, segment);
+        for slot in left {
+            self.settle(slot, checkpoints_begun);
+        }
+    }
+}
+
+/// Live blocks with an index in a range.
+fn live_between(live: &LiveBits, first: u32, end: u32) -> u32 {
+    if first == 0 && end >= live.blocks() {
+        return live.count();
+    }
+    live.runs().map(|run| run.end.min(end).saturating_sub(run.start.max(first))).sum()
+}

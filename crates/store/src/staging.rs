@@ -1,0 +1,190 @@
+//! The log's part of the arena: which batches a successor must find, and where their bytes are.
+//!
+//! ```text
+//! 0     magic u64, released u64: batches up to it are not needed any more,
+//!       epoch u64 that fills it, next epoch u64 that is about to
+//! 4096  descriptors, 512 bytes each, batch n in descriptor n modulo their count:
+//!       number u64, head offset u64, progress u64, spans of data {first page u32, pages u32}
+//! ```
+//!
+//! Invariants:
+//! - A batch's descriptor counts once its number is published, and then for what its progress
+//!   says: so many entries and data blocks, whose checksum the same word carries. Whatever the
+//!   word covers was stored before it (broken mode `publish-before-content`).
+//! - Batches from `released` + 1 on are complete in the arena up to the newest; pages of a batch
+//!   are given back only after `released` has passed it.
+
+use bowline_arena::{Memory, PAGE_BYTES, Part, Span};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::{BatchNumber, Epoch};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"BOWLSTG1");
+const RELEASED_AT: u32 = 8;
+const EPOCH_AT: u32 = 16;
+const NEXT_EPOCH_AT: u32 = 24;
+const DESCRIPTORS_AT: u32 = 4096;
+const DESCRIPTOR_BYTES: u32 = 512;
+const HEAD_AT: u32 = 8;
+const PROGRESS_AT: u32 = 16;
+const SPANS_AT: u32 = 24;
+/// Most spans of data in a batch.
+pub(crate) const SPANS_MAX: usize = ((DESCRIPTOR_BYTES - SPANS_AT) / 8) as usize;
+
+/// How far a batch has been filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    pub entries: u16,
+    pub data_blocks: u16,
+    /// Over the bytes of all entries.
+    pub checksum: u32,
+}
+
+impl Progress {
+    fn word(self) -> u64 {
+        u64::from(self.entries) | u64::from(self.data_blocks) << 16 | u64::from(self.checksum) << 32
+    }
+
+    fn from_word(word: u64) -> Progress {
+        Progress {
+            entries: word as u16,
+            data_blocks: (word >> 16) as u16,
+            checksum: (word >> 32) as u32,
+        }
+    }
+
+    /// The checksum once `entry` is added.
+    pub(crate) fn extend(self, entry: &[u8]) -> u32 {
+        xxh3_64_with_seed(entry, u64::from(self.checksum)) as u32
+    }
+}
+
+/// A batch as a successor finds it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub number: BatchNumber,
+    pub head: Part,
+    pub progress: Progress,
+    pub spans: Vec<Part>,
+}
+
+/// The control area of the log.
+pub(crate) struct Staging {
+    control: Span,
+    descriptors: u64,
+    broken_publish: bool,
+}
+
+impl Staging {
+    /// Takes the area as it is.
+    ///
+    /// # Panics
+    /// If the area has no room for two descriptors.
+    pub(crate) fn new(control: Span) -> Staging {
+        let room = control.bytes().saturating_sub(DESCRIPTORS_AT);
+        let descriptors = u64::from(room / DESCRIPTOR_BYTES);
+        assert!(descriptors >= 2, "the control area is too small");
+        Staging { control, descriptors, broken_publish: false }
+    }
+
+    /// Whether the area belongs to an epoch, or to one that was about to begin.
+    pub(crate) fn belongs_to(&self, memory: &Memory, epoch: Epoch) -> bool {
+        memory.read(&self.control, 0) == MAGIC
+            && (memory.read(&self.control, EPOCH_AT) == epoch.0
+                || memory.read(&self.control, NEXT_EPOCH_AT) == epoch.0)
+    }
+
+    /// Makes the area empty.
+    pub(crate) fn format(&mut self, memory: &Memory) {
+        memory.publish(&mut self.control, 0, 0);
+        for at in [RELEASED_AT, EPOCH_AT, NEXT_EPOCH_AT] {
+            memory.publish(&mut self.control, at, 0);
+        }
+        for index in 0..self.descriptors as u32 {
+            memory.publish(&mut self.control, DESCRIPTORS_AT + index * DESCRIPTOR_BYTES, 0);
+        }
+        memory.publish(&mut self.control, 0, MAGIC);
+    }
+
+    /// An epoch is about to be written to the medium that goes on with this area.
+    pub(crate) fn announce(&mut self, memory: &Memory, epoch: Epoch) {
+        memory.publish(&mut self.control, NEXT_EPOCH_AT, epoch.0);
+    }
+
+    /// The epoch has begun; from here on the area is its own.
+    pub(crate) fn begin(&mut self, memory: &Memory, epoch: Epoch) {
+        memory.publish(&mut self.control, EPOCH_AT, epoch.0);
+    }
+
+    /// Publishes progress before the content it covers: a broken mode for the explorer to catch.
+    pub(crate) fn break_publish(&mut self) {
+        self.broken_publish = true;
+    }
+
+    pub(crate) fn is_publish_broken(&self) -> bool {
+        self.broken_publish
+    }
+
+    /// Batches that fit at a time.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.descriptors
+    }
+
+    fn at(&self, number: BatchNumber) -> u32 {
+        DESCRIPTORS_AT + (number.0 % self.descriptors) as u32 * DESCRIPTOR_BYTES
+    }
+
+    /// A new, empty batch whose head block is `head`.
+    pub(crate) fn open(&mut self, memory: &Memory, number: BatchNumber, head: Part) {
+        let at = self.at(number);
+        memory.publish(&mut self.control, at + HEAD_AT, head.offset);
+        memory.publish(&mut self.control, at + PROGRESS_AT, 0);
+        memory.publish(&mut self.control, at, number.0);
+    }
+
+    /// Names a span of data of a batch.
+    pub(crate) fn span(&mut self, memory: &Memory, number: BatchNumber, index: usize, part: Part) {
+        assert!(index < SPANS_MAX);
+        let at = self.at(number) + SPANS_AT + index as u32 * 8;
+        let page = part.offset / u64::from(PAGE_BYTES);
+        let pages = u64::from(part.bytes / PAGE_BYTES);
+        memory.publish(&mut self.control, at, page | pages << 32);
+    }
+
+    /// Makes the batch count as far as `progress` says.
+    pub(crate) fn publish(&mut self, memory: &Memory, number: BatchNumber, progress: Progress) {
+        let at = self.at(number) + PROGRESS_AT;
+        memory.publish(&mut self.control, at, progress.word());
+    }
+
+    /// Batches up to `number` are not needed any more.
+    pub(crate) fn release(&mut self, memory: &Memory, number: BatchNumber) {
+        memory.publish(&mut self.control, RELEASED_AT, number.0);
+    }
+
+    /// The batches a dead process left, oldest first.
+    pub(crate) fn found(&self, memory: &Memory) -> Vec<Found> {
+        let mut number = BatchNumber(memory.read(&self.control, RELEASED_AT) + 1);
+        let mut all = Vec::new();
+        while all.len() < self.descriptors as usize {
+            let at = self.at(number);
+            if memory.read(&self.control, at) != number.0 {
+                break;
+            }
+            let progress = Progress::from_word(memory.read(&self.control, at + PROGRESS_AT));
+            let head = Part { offset: memory.read(&self.control, at + HEAD_AT), bytes: PAGE_BYTES };
+            let mut spans = Vec::new();
+            let mut pages = 0;
+            while pages < u64::from(progress.data_blocks) && spans.len() < SPANS_MAX {
+                let word = memory.read(&self.control, at + SPANS_AT + spans.len() as u32 * 8);
+                let count = (word >> 32).min(u64::from(progress.data_blocks) - pages);
+                let offset = (word & u64::from(u32::MAX)) * u64::from(PAGE_BYTES);
+                spans.push(Part { offset, bytes: count as u32 * PAGE_BYTES });
+                pages += count;
+            }
+            all.push(Found { number, head, progress, spans });
+            number = BatchNumber(number.0 + 1);
+        }
+        all
+    }
+}

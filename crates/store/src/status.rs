@@ -1,0 +1,131 @@
+//! What a store says of itself.
+
+/// Whether a pool takes writes, and why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolState {
+    /// Everything works.
+    Healthy,
+    /// Writes are refused after an error of the medium; reads go on.
+    Stopped(String),
+    /// Damage was found when the pool was opened: it can only be read.
+    Damaged(String),
+    /// The arena of an unclean epoch of this boot is gone, and acknowledged writes with it.
+    LostWrites(String),
+}
+
+impl PoolState {
+    /// Why writes are refused, if they are.
+    pub fn refuses_writes(&self) -> Option<String> {
+        match self {
+            PoolState::Healthy => None,
+            PoolState::Stopped(cause)
+            | PoolState::Damaged(cause)
+            | PoolState::LostWrites(cause) => Some(cause.clone()),
+        }
+    }
+
+    /// Whether the pool writes.
+    pub fn is_writing(&self) -> bool {
+        *self == PoolState::Healthy
+    }
+
+    pub(crate) fn stop(&mut self, cause: &str) {
+        if self.is_writing() {
+            *self = PoolState::Stopped(cause.to_owned());
+        }
+    }
+
+    /// One word for machines.
+    pub fn word(&self) -> &'static str {
+        match self {
+            PoolState::Healthy => "healthy",
+            PoolState::Stopped(_) => "stopped",
+            PoolState::Damaged(_) => "damaged",
+            PoolState::LostWrites(_) => "lost-writes",
+        }
+    }
+
+    /// What an operator has to do.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            PoolState::Healthy => "nothing to do",
+            PoolState::Stopped(_) => "repair the medium, then run `bowline pool resume`",
+            PoolState::Damaged(_) => {
+                "run `bowline pool check` to see what is lost, then `bowline pool repair`"
+            }
+            PoolState::LostWrites(_) => {
+                "check the guests' file systems, then serve the pool once with `--accept-loss`"
+            }
+        }
+    }
+}
+
+/// What a store has done since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub reads: u64,
+    pub reads_from_arena: u64,
+    pub read_errors: u64,
+    pub checksum_errors: u64,
+    pub written_bytes: u64,
+    pub batches: u64,
+    pub segments: u64,
+    pub log_bytes: u64,
+    pub map_bytes: u64,
+    pub image_bytes: u64,
+    pub flush_requests: u64,
+    pub media_flushes: u64,
+    pub busy: u64,
+    pub checkpoints: u64,
+    pub slots_compacted: u64,
+    pub slots_freed: u64,
+    /// Batches found in the arena and written again when the pool was opened.
+    pub batches_adopted: u64,
+    /// Batches of the log replayed when the pool was opened.
+    pub batches_replayed: u64,
+}
+
+/// The space of a pool, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Sizes of all disks.
+    pub logical_bytes: u64,
+    /// Blocks that are alive, data and map, as far as is known now.
+    pub mapped_bytes: u64,
+    /// Blocks that more than one disk refers to.
+    pub shared_bytes: u64,
+    /// Slots in use.
+    pub physical_bytes: u64,
+    /// What compaction could win.
+    pub reclaimable_bytes: u64,
+    /// Slots that are empty but wait for a checkpoint.
+    pub pending_free_bytes: u64,
+    /// Size of the pool.
+    pub capacity_bytes: u64,
+    /// Most bytes that can be alive.
+    pub limit_bytes: u64,
+}
+
+/// A store's account of itself.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Whether it writes, and why not.
+    pub state: PoolState,
+    /// Its space.
+    pub space: Space,
+    /// What it has done.
+    pub counters: Counters,
+    /// This adoption of the pool.
+    pub epoch: u64,
+    /// Checkpoints in the pool's life.
+    pub generation: u64,
+    /// Bytes of log a recovery now would have to read.
+    pub log_bytes_since_checkpoint: u64,
+    /// Frames of the map in use, and in all.
+    pub map_frames: (usize, usize),
+    /// Changes not folded yet, and how many fit.
+    pub deltas: (usize, usize),
+    /// Whether a checkpoint is under way.
+    pub is_checkpointing: bool,
+}

@@ -1,0 +1,298 @@
+//! A pool that is written to, left in every way there is, and opened again.
+
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use bowline_arena::{Arena, Memory, SharedPages};
+use bowline_store::{
+    ArenaRegion, Completion, CreateOptions, DiskId, Durability, Event, Io, IoId, Lba, Media,
+    MediumError, Micros, Payload, PoolId, Provision, Refused, Store, StoreOptions, Ticket, create,
+};
+
+const BLOCK: usize = 4096;
+
+/// A medium in memory that completes at once.
+struct Plain {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    memory: Rc<Memory>,
+    done: VecDeque<Completion>,
+}
+
+impl Media for Plain {
+    fn bytes_total(&self) -> u64 {
+        self.bytes.borrow().len() as u64
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        let mut bytes = self.bytes.borrow_mut();
+        match io {
+            Io::Read { at, into } => {
+                let at = at as usize;
+                let from = &bytes[at..at + into.bytes as usize];
+                self.memory.land(into, from);
+            }
+            Io::Write { at, from } => {
+                let mut at = at as usize;
+                for part in from {
+                    let mut taken = Vec::new();
+                    self.memory.fetch(part, &mut taken);
+                    bytes[at..at + taken.len()].copy_from_slice(&taken);
+                    at += taken.len();
+                }
+            }
+            _ => {}
+        }
+        self.done.push_back(Completion { id, result: Ok(()) });
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    fn wait(&mut self) -> Result<(), MediumError> {
+        if self.done.is_empty() { Err(MediumError::Died) } else { Ok(()) }
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+struct World {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    store: Store<Plain>,
+    memory: Rc<Memory>,
+    pages: SharedPages,
+    model: BTreeMap<u64, u8>,
+    disk: DiskId,
+    now: u64,
+}
+
+fn options() -> StoreOptions {
+    StoreOptions { delta_bytes: 1 << 20, map_frames: 64, ..StoreOptions::default() }
+}
+
+fn start(
+    bytes: &Rc<RefCell<Vec<u8>>>,
+    arena: Arena,
+    fresh: bool,
+    boot: u128,
+) -> (Store<Plain>, Rc<Memory>, SharedPages) {
+    let media = Plain { bytes: bytes.clone(), memory: arena.memory.clone(), done: VecDeque::new() };
+    let region =
+        ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: fresh };
+    let store = Store::open(media, region, StoreOptions { boot, ..options() }).unwrap();
+    (store, arena.memory, arena.pages)
+}
+
+impl World {
+    fn new(slots: u64, slot_bytes: u64) -> World {
+        let bytes = Rc::new(RefCell::new(vec![0; ((1 << 20) + slots * slot_bytes) as usize]));
+        let arena = Arena::private(64 << 10, 4 << 20);
+        let mut media =
+            Plain { bytes: bytes.clone(), memory: arena.memory.clone(), done: VecDeque::new() };
+        let made = CreateOptions { pool: PoolId(7), salt: 99, slot_bytes, now_seconds: 0 };
+        create(&mut media, &arena.pages, &made).unwrap();
+        let (mut store, memory, pages) = start(&bytes, arena, true, 1);
+        let disk =
+            store.create_disk("disk0", 64 << 20, Durability::Strict, Provision::Thin).unwrap();
+        World { bytes, store, memory, pages, model: BTreeMap::new(), disk, now: 0 }
+    }
+
+    fn poll(&mut self) {
+        for _ in 0..10_000 {
+            self.now += 100;
+            if !self.store.poll(Micros(self.now)) {
+                return;
+            }
+        }
+        panic!("the store never comes to rest");
+    }
+
+    fn write(&mut self, lba: u64, blocks: u64, tag: u8) -> bool {
+        let data = vec![tag; blocks as usize * BLOCK];
+        for _ in 0..20 {
+            match self.store.write(self.disk, Lba(lba), &mut Payload::Copied(&[&data])) {
+                Ok(_) => {
+                    (lba..lba + blocks).for_each(|lba| {
+                        self.model.insert(lba, tag);
+                    });
+                    return true;
+                }
+                Err(Refused::Busy) => self.poll(),
+                Err(Refused::NoSpace) => return false,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        panic!("busy for ever: {:?}", self.store.status());
+    }
+
+    fn discard(&mut self, lba: u64, blocks: u64) {
+        for _ in 0..20 {
+            match self.store.discard(self.disk, Lba(lba), blocks) {
+                Ok(_) => {
+                    (lba..lba + blocks).for_each(|lba| {
+                        self.model.remove(&lba);
+                    });
+                    return;
+                }
+                Err(Refused::Busy) => self.poll(),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        panic!("busy for ever: {:?}", self.store.status());
+    }
+
+    fn flush(&mut self) {
+        self.store.flush(Ticket(9));
+        for _ in 0..100 {
+            self.poll();
+            while let Some(event) = self.store.next_event() {
+                if let Event::Flushed { result, .. } = event {
+                    result.unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("no answer to a flush");
+    }
+
+    fn check(&mut self, blocks: u64) {
+        for first in (0..blocks).step_by(64) {
+            let span = self.pages.borrow_mut().take(64).unwrap();
+            self.store.read(Ticket(1), self.disk, Lba(first), span);
+            let span = loop {
+                match self.store.next_event() {
+                    Some(Event::Read { span, result, .. }) => {
+                        result.unwrap();
+                        break span;
+                    }
+                    Some(_) => {}
+                    None => self.poll(),
+                }
+            };
+            for (at, block) in self.memory.slice(&span).chunks(BLOCK).enumerate() {
+                let lba = first + at as u64;
+                let wanted = self.model.get(&lba).copied().unwrap_or(0);
+                assert!(
+                    block.iter().all(|b| *b == wanted),
+                    "block {lba}: {} not {wanted}",
+                    block[0]
+                );
+            }
+            self.pages.borrow_mut().give(span);
+        }
+    }
+
+    fn kill(self) -> World {
+        let World { bytes, store, memory, pages, model, disk, now } = self;
+        drop((store, pages));
+        let arena = Arena::adopt_private(memory.successor()).unwrap();
+        let (store, memory, pages) = start(&bytes, arena, false, 1);
+        World { bytes, store, memory, pages, model, disk, now }
+    }
+
+    fn power_cut(self, boot: u128) -> World {
+        let World { bytes, store, memory, pages, model, disk, now } = self;
+        drop((store, pages, memory));
+        let (store, memory, pages) = start(&bytes, Arena::private(64 << 10, 4 << 20), true, boot);
+        World { bytes, store, memory, pages, model, disk, now }
+    }
+}
+
+#[test]
+fn reads_back_what_was_written() {
+    let mut world = World::new(40, 256 << 10);
+    world.write(5, 1, 17);
+    world.write(100, 40, 18);
+    world.write(339, 3, 19);
+    world.check(512);
+    world.flush();
+    world.check(512);
+    world.store.want_checkpoint();
+    world.poll();
+    world.check(512);
+}
+
+#[test]
+fn a_kill_loses_nothing_that_was_admitted() {
+    let mut world = World::new(60, 256 << 10);
+    let mut random = Random(4);
+    for round in 0..40 {
+        for _ in 0..60 {
+            let blocks = 1 + random.below(20);
+            let lba = random.below(1024 - blocks);
+            world.write(lba, blocks, random.below(255) as u8 + 1);
+            match random.below(12) {
+                0 => world.flush(),
+                1 => world.discard(random.below(500), 1 + random.below(300)),
+                2 => world.poll(),
+                _ => {}
+            }
+        }
+        world.check(1024);
+        if round % 3 == 2 {
+            world.flush();
+            world = world.power_cut(2 + round);
+        } else {
+            world = world.kill();
+        }
+        world.check(1024);
+    }
+    let counters = world.store.status().counters;
+    assert!(counters.checkpoints > 0 || world.store.status().generation > 10);
+}
+
+#[test]
+fn a_full_pool_says_so_and_lives_on() {
+    let mut world = World::new(40, 128 << 10);
+    let mut lba = 0;
+    while world.write(lba, 8, (lba % 250) as u8 + 1) {
+        lba += 8;
+        assert!(lba < 2000, "the pool never fills up");
+    }
+    world.check(lba);
+    assert!(lba > 500, "only {lba} blocks fit into 40 slots of 32");
+    let mut random = Random(8);
+    for _ in 0..4 {
+        world.discard(random.below(lba / 64) * 64, 64);
+    }
+    for _ in 0..50 {
+        world.write(random.below(lba / 8) * 8, 8, 77);
+    }
+    world.check(lba);
+    world.flush();
+    world = world.kill();
+    world.check(lba);
+}
+
+#[test]
+fn overwrites_go_on_for_ever() {
+    let mut world = World::new(40, 256 << 10);
+    let mut random = Random(5);
+    for lba in 0..1280 {
+        world.write(lba, 1, 1);
+    }
+    for _ in 0..10_000 {
+        let tag = random.below(255) as u8 + 1;
+        let lba = random.below(1280);
+        assert!(world.write(lba, 1, tag), "no space: {:?}", world.store.status());
+    }
+    world.check(1280);
+    assert!(world.store.status().counters.slots_compacted > 0);
+    world.flush();
+    world.store.close().unwrap();
+    world = world.power_cut(9);
+    world.check(1280);
+    assert_eq!(world.store.status().counters.batches_replayed, 0);
+}

@@ -15,6 +15,7 @@ mod lies;
 mod media;
 mod model;
 mod platter;
+pub mod pool;
 mod recover;
 mod rng;
 mod run;

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use bowline_sim::pool::{BROKEN, Pool};
 use bowline_sim::reference::{BUGS, Reference};
 use bowline_sim::{
     Coverage, Exploration, Options, Report, Subject, explore, find, run_seed, run_seeds,
@@ -49,7 +50,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let is_good = serve::<Reference>(&asked, &BUGS);
+    let is_good = if asked.is_reference {
+        serve::<Reference>(&asked, &BUGS)
+    } else {
+        serve::<Pool>(&asked, BROKEN)
+    };
     if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

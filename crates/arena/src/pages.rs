@@ -78,8 +78,8 @@ impl Pages {
             return None;
         }
         let start = self.find(self.cursor * 64, pages).or_else(|| self.find(0, pages))?;
-        for index in start..start + pages as usize {
-            self.used[index / 64] |= 1 << (index % 64);
+        for (word, mask) in masks(start..start + pages as usize) {
+            self.used[word] |= mask;
         }
         self.free -= pages;
         self.cursor = (start + pages as usize) / 64 % self.used.len();
@@ -112,11 +112,13 @@ impl Pages {
     /// # Panics
     /// If the span is not made of whole pages of this set that are in use.
     pub fn give(&mut self, span: Span) {
+        if span.bytes() == 0 {
+            return;
+        }
         let range = self.range(span.part());
-        for index in range.clone() {
-            let (word, bit) = (index / 64, 1u64 << (index % 64));
-            assert!(self.used[word] & bit != 0, "page {index} is given back twice");
-            self.used[word] &= !bit;
+        for (word, mask) in masks(range.clone()) {
+            assert!(self.used[word] & mask == mask, "pages {range:?} are given back twice");
+            self.used[word] &= !mask;
         }
         self.free += range.len() as u32;
     }
@@ -134,11 +136,11 @@ impl Pages {
             return None;
         }
         let range = self.range(part);
-        if range.clone().any(|index| self.used[index / 64] & (1 << (index % 64)) != 0) {
+        if masks(range.clone()).any(|(word, mask)| self.used[word] & mask != 0) {
             return None;
         }
-        for index in range.clone() {
-            self.used[index / 64] |= 1 << (index % 64);
+        for (word, mask) in masks(range.clone()) {
+            self.used[word] |= mask;
         }
         self.free -= range.len() as u32;
         // SAFETY: these pages were free, so no span covers them, and are marked used now.
@@ -157,29 +159,41 @@ impl Pages {
 
     /// First index at or after `from` where `pages` free pages lie side by side.
     fn find(&self, from: usize, pages: u32) -> Option<usize> {
-        let (pages, limit) = (pages as usize, self.count as usize);
-        let (mut start, mut index) = (from, from);
-        while index < limit {
-            let word = self.used[index / 64];
-            if index % 64 == 0 && word == u64::MAX {
-                index += 64;
-                start = index;
-                continue;
-            }
-            if index % 64 == 0 && word == 0 && index + 64 <= limit {
-                index += 64;
-            } else if word & (1 << (index % 64)) == 0 {
-                index += 1;
-            } else {
-                index += 1;
-                start = index;
-            }
-            if index - start >= pages {
+        let mut start = self.next(from, false)?;
+        loop {
+            // The bits past the last page are set, so a free run ends inside the words or at
+            // their end.
+            let end = self.next(start, true).unwrap_or(self.used.len() * 64);
+            if end - start >= pages as usize {
                 return Some(start);
             }
+            start = self.next(end, false)?;
+        }
+    }
+
+    /// First index at or after `from` of a page that is in use, or free.
+    fn next(&self, from: usize, used: bool) -> Option<usize> {
+        let flip = if used { 0 } else { u64::MAX };
+        let mut skip = from % 64;
+        for index in from / 64..self.used.len() {
+            let wanted = (self.used[index] ^ flip) >> skip << skip;
+            if wanted != 0 {
+                return Some(index * 64 + wanted.trailing_zeros() as usize);
+            }
+            skip = 0;
         }
         None
     }
+}
+
+/// The words that hold the bits of a range, and which of their bits.
+fn masks(range: std::ops::Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    let (first, last) = (range.start / 64, (range.end - 1) / 64);
+    (first..=last).map(move |word| {
+        let low = if word == first { u64::MAX << (range.start % 64) } else { u64::MAX };
+        let high = if word == last { u64::MAX >> (63 - (range.end - 1) % 64) } else { u64::MAX };
+        (word, low & high)
+    })
 }
 
 #[cfg(test)]
@@ -226,6 +240,17 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_span_is_nothing_to_give() {
+        let mut set = pages(3);
+        let empty = set.take(1).map(|mut span| (span.split_off(4096), span));
+        let Some((empty, page)) = empty else { panic!("no page") };
+        set.give(empty);
+        assert_eq!(set.free(), 2);
+        set.give(page);
+        assert_eq!(set.free(), 3);
+    }
+
+    #[test]
     fn adoption_refuses_what_is_not_free() {
         let mut set = pages(8);
         let part = Part { offset: 4096, bytes: 8192 };
@@ -234,5 +259,38 @@ mod tests {
         assert!(set.adopt(Part { offset: 100, bytes: 4096 }).is_none());
         assert!(set.adopt(Part { offset: u64::MAX - 4, bytes: 4096 }).is_none());
         assert!(set.adopt(Part { offset: 7 * 4096, bytes: 8192 }).is_none());
+    }
+
+    #[test]
+    fn a_thousand_changes_agree_with_a_list_of_pages() {
+        const COUNT: u64 = 200;
+        let mut set = pages(COUNT);
+        let mut model = [false; COUNT as usize];
+        let mut held: Vec<Span> = Vec::new();
+        let mut state = 1u64;
+        for _ in 0..if cfg!(miri) { 50 } else { 5000 } {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let draw = (state >> 33) as usize;
+            if draw.is_multiple_of(2) && !held.is_empty() {
+                let span = held.swap_remove(draw / 2 % held.len());
+                let part = span.part();
+                let first = part.offset as usize / 4096;
+                model[first..first + part.bytes as usize / 4096].fill(false);
+                set.give(span);
+            } else {
+                let wanted = draw / 2 % 70 + 1;
+                let fits = model.windows(wanted).any(|run| run.iter().all(|used| !used));
+                let span = set.take(wanted as u32);
+                assert_eq!(span.is_some(), fits, "{wanted} pages");
+                if let Some(span) = span {
+                    let first = span.part().offset as usize / 4096;
+                    let places = &mut model[first..first + wanted];
+                    assert!(places.iter().all(|used| !used));
+                    places.fill(true);
+                    held.push(span);
+                }
+            }
+            assert_eq!(set.free() as usize, model.iter().filter(|used| !**used).count());
+        }
     }
 }

@@ -21,6 +21,6 @@ mod work;
 pub use clock::Clock;
 pub use flush::{FlushPlace, FlushPolicy};
 pub use open::{MediaEvents, OpenOptions, Opened, create_file, open};
-pub use target::{OpenError, TargetKind};
+pub use target::{OpenError, TargetKind, in_use};
 pub use threads::{ThreadEvents, ThreadMedia};
 pub use uring::{UringEvents, UringMedia};

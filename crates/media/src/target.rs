@@ -60,6 +60,25 @@ pub enum TargetKind {
     Device,
 }
 
+/// Whether a block device is mounted, or part of something else that would not survive our
+/// writing to it. A file is never in use in this sense.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn in_use(path: &Path) -> std::io::Result<bool> {
+    let found = rustix::fs::stat(path)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice {
+        return Ok(false);
+    }
+    // Exclusive opening of a device is refused exactly then. It is not kept: a dead server's
+    // claim would last as long as its I/O, and keep the successor out.
+    match rustix::fs::open(path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) => Ok(false),
+        Err(rustix::io::Errno::BUSY) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// An open file or block device.
 #[derive(Debug)]
 pub(crate) struct Target {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use bowline_arena::{Memory, Pages, Ring, RingOptions, SharedPages, Span};
 use bowline_media::filters::{Kind, log};
 use bowline_media::{
-    Clock, FlushPlace, MediaEvents, OpenOptions, Opened, TargetKind, conformance, create_file, open,
+    Clock, FlushPlace, MediaEvents, OpenOptions, Opened, TargetKind, conformance, create_file,
+    in_use, open,
 };
 use bowline_store::{Io, IoId, Media, MediumError, Micros};
 
@@ -198,6 +199,19 @@ fn an_event_loop_polls_the_threads() {
         let ready = poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&quiet));
         assert_eq!(ready, Ok(0), "nothing waits any more");
     }
+}
+
+#[test]
+fn a_mounted_device_is_in_use() {
+    let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") else { return };
+    let devices = mounts.lines().filter_map(|line| line.split(' ').next());
+    let looked: Vec<bool> = devices
+        .filter(|name| name.starts_with("/dev/"))
+        .filter_map(|name| in_use(Path::new(name)).ok())
+        .collect();
+    // An ordinary user may not look; then there is nothing to be asserted.
+    assert!(looked.iter().all(|used| *used), "{looked:?}");
+    assert!(!in_use(&std::env::current_exe().expect("own path")).expect("a file"));
 }
 
 #[test]
@@ -408,6 +422,7 @@ fn a_block_device_conforms() {
         let path = PathBuf::from(&device.0);
         let mut opened = open(&path, place.options(&[])).expect("opened");
         assert_eq!(opened.kind, TargetKind::Device);
+        assert!(!in_use(&path).expect("looked"), "open here is not in use by another");
         assert!(opened.direct);
         assert_eq!(opened.media.bytes_total(), BYTES);
         conformance::check(opened.media.as_mut(), &place.pages);

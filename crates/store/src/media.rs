@@ -58,7 +58,7 @@ pub enum Io {
 #[non_exhaustive]
 pub enum MediumError {
     /// The system reported an error.
-    #[error("{call}: {} (error {code})", std::io::Error::from_raw_os_error(*code))]
+    #[error("{call}: {}", std::io::Error::from_raw_os_error(*code))]
     System {
         /// What was tried, for people: "write of 8192 bytes at 1048576".
         call: String,

@@ -20,7 +20,9 @@ use bowline_arena::{
 const POOL: u128 = 0xb0a1;
 const WRITES: u64 = 64;
 const WRITE_BYTES: u64 = 1 << 20;
-const PAGE_BYTES: u64 = WRITES * WRITE_BYTES;
+const PAGE_BYTES: u64 = WRITES * WRITE_BYTES + 4096;
+/// Operations that only the death ends.
+const IDLE: usize = 4;
 
 fn options(directory: &Path) -> ArenaOptions {
     ArenaOptions {
@@ -104,6 +106,19 @@ fn writes_and_dies(arena: &Arena, file: &mut bowline_arena::ArenaFile, medium: &
         let write = Operation::Write { descriptor, at, from: span.part() };
         ring.push(UserData::new(1, index as u32, 1), write);
     }
+    // What a server always has in flight, and what only its death ends.
+    let (here, _there) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let into = arena.pages.borrow_mut().take(1).expect("a page").part();
+    let idle = [
+        Operation::Receive { descriptor: here.as_raw_fd(), into, flags: 0 },
+        Operation::Poll { descriptor: here.as_raw_fd(), events: libc::POLLIN as u16 },
+        Operation::Accept { descriptor: listener.as_raw_fd() },
+        Operation::Timeout { after: Duration::from_secs(3600) },
+    ];
+    for (slot, operation) in idle.into_iter().enumerate() {
+        ring.push(UserData::new(2, slot as u32, 1), operation);
+    }
     // With the first completed, not reaped, the device is in the middle of the others.
     ring.wait(None, Duration::ZERO).expect("waited");
     die();
@@ -129,7 +144,7 @@ fn the_fence_waits_for_writes_that_land_after_death() {
     for round in 0..50 {
         let directory = directory();
         let file = File::create(&medium).expect("medium");
-        file.write_all_at(&vec![0; PAGE_BYTES as usize], 0).expect("written");
+        file.write_all_at(&vec![0; (WRITES * WRITE_BYTES) as usize], 0).expect("written");
         file.sync_all().expect("synced");
         let mut child = child("writer", directory.path(), &medium, &[]);
         assert!(killed(child.wait().expect("waited")));
@@ -143,9 +158,11 @@ fn the_fence_waits_for_writes_that_land_after_death() {
         assert_eq!(adopted.epoch, 1);
         assert_eq!(adopted.process, child.id());
         assert_eq!(dead.in_flight(), 0);
-        assert_eq!(dead.completed(), WRITES as u32);
         let unreaped = dead.unreaped();
-        assert_eq!(unreaped.len() as u64, WRITES);
+        assert_eq!(unreaped.len(), WRITES as usize + IDLE);
+        let idle = unreaped.iter().filter(|completed| completed.user_data.class() == 2);
+        assert_eq!(idle.clone().count(), IDLE);
+        assert!(idle.clone().all(|completed| completed.result == -libc::ECANCELED), "{idle:?}");
         // What had not begun may have been cancelled. What completed well has landed.
         let landed = landed(&medium);
         let well = |completed: &&Completed| completed.result as u64 == WRITE_BYTES;

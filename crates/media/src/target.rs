@@ -10,7 +10,7 @@ use std::io::Error;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use bowline_arena::Part;
+use bowline_arena::{Part, fail_point};
 use bowline_store::{BLOCK_BYTES, MediumError};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 
@@ -163,10 +163,14 @@ impl Target {
 
     /// Makes what has been written durable.
     pub(crate) fn flush(&self) -> Result<(), MediumError> {
+        fail_point!("media.flush.called");
         loop {
             match rustix::fs::fdatasync(&self.descriptor) {
                 Err(rustix::io::Errno::INTR) => {}
-                result => return result.map_err(|error| failed("flush".to_owned(), error)),
+                result => {
+                    fail_point!("media.flush.returned");
+                    return result.map_err(|error| failed("flush".to_owned(), error));
+                }
             }
         }
     }

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bowline_arena::{Completed, Operation, Part, Ring, UserData};
+use bowline_arena::{Completed, Operation, Part, Ring, UserData, fail_point};
 use bowline_store::{Completion, Io, IoId, Media, MediumError};
 
 use crate::flush::{FlushPlace, FlushPolicy};
@@ -217,6 +217,7 @@ impl State {
         assert_eq!(place.generation, completed.user_data.generation(), "an old completion");
         let Some(transfer) = &mut place.transfer else { panic!("a completion of nothing") };
         let moved = completed.outcome().map(u64::from);
+        fail_point!("media.transfer.completed");
         let Some(result) = transfer.progress.advance(moved) else { return self.push(slot) };
         let id = transfer.id;
         self.reads -= usize::from(transfer.direction == Direction::Read);

@@ -88,7 +88,6 @@ struct Queue {
     count: AtomicUsize,
     stop: AtomicBool,
     arrived: Condvar,
-    spin: Duration,
 }
 
 /// Some threads with one queue of jobs.
@@ -98,7 +97,8 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads that spin for `spin` before they sleep.
+    /// Starts `count` threads. One of them spins for `spin` before it sleeps; more would only take
+    /// the processor from each other.
     pub(crate) fn start(
         name: &str,
         count: usize,
@@ -111,16 +111,16 @@ impl Workers {
             count: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             arrived: Condvar::new(),
-            spin,
         });
         let mut workers = Workers { queue, threads: Vec::new() };
-        for _ in 0..count {
+        for index in 0..count {
+            let spin = if index == 0 { spin } else { Duration::ZERO };
             let queue = Arc::clone(&workers.queue);
             let (target, mailbox) = (Arc::clone(target), Arc::clone(mailbox));
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
                 .stack_size(128 << 10)
-                .spawn(move || run(&queue, &target, &mailbox))?;
+                .spawn(move || run(&queue, spin, &target, &mailbox))?;
             workers.threads.push(thread);
         }
         Ok(workers)
@@ -158,8 +158,8 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(queue: &Queue, target: &Target, mailbox: &Mailbox) {
-    while let Some((id, work)) = next(queue) {
+fn run(queue: &Queue, spin: Duration, target: &Target, mailbox: &Mailbox) {
+    while let Some((id, work)) = next(queue, spin) {
         if !matches!(work, Work::Flush) {
             let result = perform(target, work);
             mailbox.put([Done { id, result, flush_micros: None }]);
@@ -175,11 +175,11 @@ fn run(queue: &Queue, target: &Target, mailbox: &Mailbox) {
     }
 }
 
-fn next(queue: &Queue) -> Option<(IoId, Work)> {
+fn next(queue: &Queue, spin: Duration) -> Option<(IoId, Work)> {
     let start = Instant::now();
     while queue.count.load(Ordering::Acquire) == 0
         && !queue.stop.load(Ordering::Acquire)
-        && start.elapsed() < queue.spin
+        && start.elapsed() < spin
     {
         std::hint::spin_loop();
     }

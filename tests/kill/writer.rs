@@ -1,0 +1,185 @@
+//! A client that writes until its server dies, and then judges the successor.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bowline_testbed::history::{BLOCK_BYTES, Broken, History, mix};
+use bowline_testbed::nbd::{Address, Client, FUA, Request};
+use bowline_testbed::server::Crash;
+
+/// Blocks of a writer's own region of the disk.
+const REGION_BLOCKS: u64 = 2048;
+const READ_BLOCKS: u64 = 256;
+
+/// How a writer behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Habit {
+    /// Requests it keeps in flight.
+    depth: usize,
+    /// The longest write.
+    blocks_max: u64,
+    /// It flushes after so many writes; 0: never.
+    flush_every: u64,
+    /// Whether every fourth write is durable by itself.
+    fua: bool,
+}
+
+impl Habit {
+    pub const NEVER_FLUSHES: Habit =
+        Habit { depth: 16, blocks_max: 16, flush_every: 0, fua: false };
+    pub const FLUSHES: Habit = Habit { depth: 8, blocks_max: 4, flush_every: 32, fua: false };
+    pub const FUA: Habit = Habit { depth: 4, blocks_max: 64, flush_every: 0, fua: true };
+    /// The order of such writes is known, so that a prefix can be judged.
+    pub const ONE_BY_ONE: Habit = Habit { depth: 1, blocks_max: 1, flush_every: 23, fua: false };
+}
+
+/// How far all writers are.
+#[derive(Default)]
+pub struct Progress(AtomicU64);
+
+impl Progress {
+    pub fn writes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A writer and what it was told.
+pub struct Writer {
+    habit: Habit,
+    address: Address,
+    export: String,
+    history: History,
+    random: u64,
+}
+
+/// What a connection waits for.
+#[derive(Default)]
+struct InFlight {
+    /// Number of the write, and its blocks.
+    writes: BTreeMap<u64, (u64, u64)>,
+    /// A flush, and what it covers.
+    flush: Option<u64>,
+}
+
+const FLUSH_COOKIE: u64 = u64::MAX;
+
+impl Writer {
+    pub fn new(writer: u32, habit: Habit, address: Address, export: &str, seed: u64) -> Writer {
+        Writer {
+            habit,
+            address,
+            export: export.into(),
+            history: History::new(writer),
+            random: seed,
+        }
+    }
+
+    fn first_block(&self) -> u64 {
+        (u64::from(self.history.writer()) - 1) * REGION_BLOCKS
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        self.random = mix(self.random);
+        self.random % below
+    }
+
+    /// Writes until the connection ends, which is how the death of a server looks.
+    pub fn work(&mut self, progress: &Progress) {
+        let mut flying = InFlight::default();
+        let ended = Client::connect(&self.address, &self.export)
+            .and_then(|client| self.write(client, &mut flying, progress));
+        if let Err(error) = ended {
+            // An answer with an error number is not a death: no write here may fail.
+            assert!(error.raw_os_error().is_none_or(is_death), "a request failed: {error}");
+        }
+    }
+
+    fn write(
+        &mut self,
+        mut client: Client,
+        flying: &mut InFlight,
+        progress: &Progress,
+    ) -> io::Result<()> {
+        let mut since_flush = 0;
+        loop {
+            while flying.writes.len() < self.habit.depth {
+                let flush_every = self.habit.flush_every;
+                if flush_every > 0 && since_flush >= flush_every && flying.flush.is_none() {
+                    flying.flush = Some(self.history.covered());
+                    since_flush = 0;
+                    client.send((Request::Flush, 0), FLUSH_COOKIE, 0, 0, &[])?;
+                    if self.habit.depth == 1 {
+                        break;
+                    }
+                }
+                self.send(&mut client, flying)?;
+                since_flush += 1;
+            }
+            let reply = client.receive()?;
+            assert_eq!(reply.error, 0, "a request was answered with error {}", reply.error);
+            if reply.cookie == FLUSH_COOKIE {
+                let covered = flying.flush.take().expect("a flush is in flight");
+                self.history.flushed(covered);
+            } else {
+                let known = flying.writes.remove(&reply.cookie);
+                assert!(known.is_some(), "write {} is answered twice, or never sent", reply.cookie);
+                self.history.acknowledge(reply.cookie);
+                progress.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn send(&mut self, client: &mut Client, flying: &mut InFlight) -> io::Result<()> {
+        // Writes in flight never overlap: which of two such wins is not promised to a client.
+        let (block, blocks) = loop {
+            let blocks = 1 + self.draw(self.habit.blocks_max);
+            let block = self.first_block() + self.draw(REGION_BLOCKS - blocks + 1);
+            let is_apart =
+                |&(other, count): &(u64, u64)| other + count <= block || block + blocks <= other;
+            if flying.writes.values().all(is_apart) {
+                break (block, blocks);
+            }
+        };
+        let number = self.history.send(block, blocks);
+        flying.writes.insert(number, (block, blocks));
+        let flags = if self.habit.fua && number.is_multiple_of(4) { FUA } else { 0 };
+        let payload = self.history.payload(number);
+        let offset = block * BLOCK_BYTES as u64;
+        client.send((Request::Write, flags), number, offset, payload.len() as u32, &payload)
+    }
+
+    /// Reads everything back and holds it against what was promised; then goes on from there.
+    pub fn judge(&mut self, crash: Crash) -> Result<(), Broken> {
+        let mut client = Client::connect(&self.address, &self.export).expect("the server is back");
+        let mut found = BTreeMap::new();
+        let first = self.first_block();
+        for start in (first..first + REGION_BLOCKS).step_by(READ_BLOCKS as usize) {
+            let offset = start * BLOCK_BYTES as u64;
+            let bytes = READ_BLOCKS as usize * BLOCK_BYTES;
+            let data = client.read(offset, bytes as u32).expect("what was written can be read");
+            for (at, block) in data.chunks(BLOCK_BYTES).enumerate() {
+                found.insert(start + at as u64, block.to_vec());
+            }
+        }
+        client.disconnect();
+        match crash {
+            Crash::Process => self.history.judge_process(&found)?,
+            Crash::Host => self.history.judge_host(&found)?,
+        }
+        self.history.settle(&found);
+        Ok(())
+    }
+}
+
+fn is_death(code: i32) -> bool {
+    [libc_numbers::CONNECTION_RESET, libc_numbers::BROKEN_PIPE, libc_numbers::REFUSED]
+        .contains(&code)
+}
+
+/// Linux's numbers for a connection that is no more.
+mod libc_numbers {
+    pub const BROKEN_PIPE: i32 = 32;
+    pub const CONNECTION_RESET: i32 = 104;
+    pub const REFUSED: i32 = 111;
+}

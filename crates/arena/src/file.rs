@@ -397,6 +397,7 @@ fn take_over(memory: Memory, fence: Passed) -> Option<(Arena, Header)> {
     if memory.bytes_total() < u64::from(HEADER_BYTES) {
         return None;
     }
+    assert!(memory.give_away(), "a memory is given away once");
     let memory = Rc::new(memory);
     // SAFETY: the caller has given the memory away, so no other span of it is in use.
     let span = unsafe { memory.claim(Part { offset: 0, bytes: HEADER_BYTES }) };

@@ -18,7 +18,8 @@ pub struct OwnerLock {
 }
 
 impl Drop for OwnerLock {
-    /// Unlocks, though closing would: another thread's child may have the descriptor until its exec.
+    /// Unlocks, though closing would: another thread's child may have the descriptor until it
+    /// execs.
     fn drop(&mut self) {
         // Cannot fail for a lock that is held; closing follows anyway.
         let _ = rustix::fs::flock(&self.descriptor, FlockOperation::Unlock);

@@ -43,8 +43,8 @@ impl Pages {
         Pages { memory, first: region.start, count, free: count, used, cursor: 0 }
     }
 
-    /// All of a memory as pages, all free. Safe because it can be done once to a memory, and whoever
-    /// claimed spans of it otherwise has promised not to let them overlap with anything.
+    /// All of a memory as pages, all free. Safe because it can be done once to a memory, and
+    /// whoever claimed spans of it otherwise has promised not to let them overlap with anything.
     ///
     /// # Panics
     /// If it is done twice to a memory.

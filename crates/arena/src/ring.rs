@@ -4,8 +4,9 @@
 //! - Each operation yields exactly one completion, and no more operations are with the kernel or
 //!   waiting to be reaped than the completion queue holds; so it never overflows, and for a dead
 //!   process `cq.tail == sq.head` means that nothing is in flight any more.
-//! - What an operation names by [`Part`](crate::Part) lies in the one memory the ring was made for, which the
-//!   ring keeps mapped. The rule of parts holds: the caller keeps the spans until the completion.
+//! - What an operation names by [`Part`](crate::Part) lies in the one memory the ring was made
+//!   for, which the ring keeps mapped. The rule of parts holds: the caller keeps the spans until
+//!   the completion.
 //! - What the kernel reads beside that (vectors, message headers, times) is stored per submission
 //!   entry and kept until the entry's place is used again. That is long enough, because the kernel
 //!   copies it while it consumes the entry (`SUBMIT_STABLE`, required at set-up). What it writes
@@ -237,8 +238,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Submits, then waits until a completion can be reaped: first spinning for `spin`, then asleep.
-    /// Returns without one after `timeout`, or when a signal came.
+    /// Submits, then waits until a completion can be reaped: first spinning for `spin`, then
+    /// asleep. Returns without one after `timeout`, or when a signal came.
     ///
     /// # Errors
     /// As [`submit`](Ring::submit).

@@ -1,7 +1,8 @@
 //! Threads that make blocking calls for the data thread, and how their results come back.
 //!
 //! Jobs of one [`Workers`] start in order; with one thread they also end in order. A worker spins
-//! a little before it sleeps, because waking a thread costs up to 250 us in a small virtual machine.
+//! a little before it sleeps, because waking a thread costs up to 250 us in a small virtual
+//! machine.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -130,7 +131,8 @@ impl Workers {
     ///
     /// # Safety
     /// Until the result has come back or the workers have been dropped, the parts of a transfer,
-    /// counted from its base, must name valid memory that nobody else changes, or, when reading, looks at.
+    /// counted from its base, must name valid memory that nobody else changes, or, when reading,
+    /// looks at.
     pub(crate) unsafe fn push(&self, id: IoId, work: Work) {
         let mut jobs = held(&self.queue.jobs);
         jobs.push_back((id, work));

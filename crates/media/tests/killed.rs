@@ -1,4 +1,5 @@
-//! What lands after the death of a process whose medium has threads: nothing, once its lock is free.
+//! What lands after the death of a process whose medium has threads: nothing, once its lock is
+//! free.
 
 #![allow(clippy::expect_used, reason = "a test says so and ends")]
 

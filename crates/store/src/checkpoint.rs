@@ -46,6 +46,13 @@ enum Phase {
     SuperblockFlushing(u64),
 }
 
+/// What a frozen generation stands for.
+pub(crate) struct Frozen {
+    position: Position,
+    seq: Seq,
+    catalogue: Catalogue,
+}
+
 /// A checkpoint under way.
 pub(crate) struct Checkpoint {
     begun: u64,
@@ -90,33 +97,37 @@ impl<M: Media> Store<M> {
         }
         let Some(mut checkpoint) = self.checkpoint.take() else { return false };
         let moved = self.step_phase(&mut checkpoint);
-        match moved {
-            Step::Moved | Step::Waits => self.checkpoint = Some(checkpoint),
-            Step::Done => {}
+        if moved != Step::Done {
+            self.checkpoint = Some(checkpoint);
         }
         self.write_runs();
         moved != Step::Waits
     }
 
     fn begin_checkpoint(&mut self) -> bool {
-        if self.map.frozen.is_some() {
-            return false;
-        }
+        let frozen = match self.given_up.take() {
+            Some(frozen) => self.take_up_again(frozen),
+            None if self.map.frozen.is_some() => return false,
+            None => {
+                self.log.close_batch();
+                if !self.map.freeze() {
+                    return false;
+                }
+                self.bytes_since_checkpoint = 0;
+                let position = self.log.position();
+                Frozen { position, seq: self.seq, catalogue: self.catalogue.clone() }
+            }
+        };
         self.checkpoint_wanted = false;
-        self.log.close_batch();
-        if !self.map.freeze() {
-            return false;
-        }
         self.checkpoints_begun += 1;
-        self.bytes_since_checkpoint = 0;
-        let catalogue = self.catalogue.clone();
         let lineages = self.map.lineages.clone();
+        let fold = Fold::new(lineages, &frozen.catalogue);
         self.checkpoint = Some(Checkpoint {
             begun: self.checkpoints_begun,
-            position: self.log.position(),
-            seq: self.seq,
-            fold: Fold::new(lineages, &catalogue),
-            catalogue,
+            position: frozen.position,
+            seq: frozen.seq,
+            catalogue: frozen.catalogue,
+            fold,
             phase: Phase::Fold,
             blob: Vec::new(),
             blob_bytes: 0,
@@ -126,6 +137,24 @@ impl<M: Media> Store<M> {
             root: None,
         });
         true
+    }
+
+    /// What a checkpoint that was given up stands for; its last batch may have moved.
+    fn take_up_again(&self, frozen: Frozen) -> Frozen {
+        let moved = self.log.position_behind(frozen.position.number);
+        Frozen { position: moved.unwrap_or(frozen.position), ..frozen }
+    }
+
+    /// Gives the checkpoint under way up: its pages are garbage, its generation stays frozen.
+    pub(crate) fn give_up_checkpoint(&mut self) {
+        let Some(checkpoint) = self.checkpoint.take() else { return };
+        for page in &checkpoint.fold.made {
+            self.segments.clear_live(*page);
+        }
+        let Checkpoint { position, seq, catalogue, .. } = checkpoint;
+        self.given_up = Some(Frozen { position, seq, catalogue });
+        self.checkpoint_wanted = true;
+        self.streams.io_finished = false;
     }
 
     fn step_phase(&mut self, checkpoint: &mut Checkpoint) -> Step {
@@ -317,8 +346,15 @@ impl<M: Media> Store<M> {
         Step::Moved
     }
 
+    /// The number of the last batch the checkpoint under way stands for.
+    pub(crate) fn checkpoint_number(&self) -> Option<crate::BatchNumber> {
+        self.checkpoint.as_ref().map(|checkpoint| checkpoint.position.number)
+    }
+
     pub(crate) fn checkpoint_io_done(&mut self, result: Result<(), MediumError>) {
         match result {
+            // What comes back for a checkpoint that was given up means nothing.
+            _ if self.checkpoint.is_none() => {}
             Ok(()) => self.streams.io_finished = true,
             Err(error) => self.stop_writing(&format!("a checkpoint failed: {error}")),
         }
@@ -414,8 +450,9 @@ impl<M: Media> Store<M> {
         buffer: u32,
         result: Result<(), MediumError>,
     ) {
+        self.streams.of(kind).done(buffer);
         match result {
-            Ok(()) => self.streams.of(kind).done(buffer),
+            Ok(()) => {}
             Err(error) => self.stop_writing(&format!("a write of {kind:?} failed: {error}")),
         }
     }

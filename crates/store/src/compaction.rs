@@ -140,6 +140,12 @@ impl Compaction {
         self.exhausted_at.is_some()
     }
 
+    /// Forgets the victim under way: its images were never named anywhere.
+    pub(crate) fn give_up(&mut self) {
+        self.job = None;
+        self.put_blocks = 0;
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.job.is_some()
     }

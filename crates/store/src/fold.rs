@@ -39,6 +39,8 @@ pub(crate) struct Fold {
     /// Roots as they will be.
     pub lineages: Roots,
     pub dying: Dying,
+    /// Pages made: garbage, should the checkpoint be given up.
+    pub made: Vec<Entry>,
     /// Pages above the leaves that change.
     inner: BTreeMap<PageKey, PageBytes>,
     next_range: usize,
@@ -69,6 +71,7 @@ impl Fold {
         let mut fold = Fold {
             lineages,
             dying: Dying::new(),
+            made: Vec::new(),
             inner: BTreeMap::new(),
             next_range: 0,
             walk: Vec::new(),
@@ -474,20 +477,21 @@ impl<M: Media> Store<M> {
         }
         let entry = match uniform(&page) {
             Some(state) => state,
-            None => self.put_page(&page),
+            None => self.put_page(fold, &page),
         };
         fold.set_entry(lineage, 1, leaf, entry);
         Ok(())
     }
 
     /// Writes a page to the stream of the map, which is ready.
-    fn put_page(&mut self, page: &[u8]) -> Entry {
+    fn put_page(&mut self, fold: &mut Fold, page: &[u8]) -> Entry {
         let stream = self.streams.of(SegmentKind::Map);
         let index = stream.put(&self.memory, page);
         let segment = stream.target.map(|target| target.segment).unwrap_or_default();
         let entry = Entry::page(segment, index, block_checksum(self.header.salt, page));
         self.segments.set_live(entry);
         self.map.remember(entry, page);
+        fold.made.push(entry);
         entry
     }
 
@@ -503,7 +507,7 @@ impl<M: Media> Store<M> {
             let Some(((level, lineage, index), page)) = fold.inner.pop_first() else { break };
             let entry = match uniform(&page) {
                 Some(state) => state,
-                None => self.put_page(&page),
+                None => self.put_page(fold, &page),
             };
             fold.set_entry(lineage, level + 1, index, entry);
         }

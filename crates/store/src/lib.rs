@@ -11,6 +11,7 @@ mod checkpoint;
 mod compaction;
 mod fold;
 mod format;
+mod heal;
 mod ids;
 mod io;
 mod lifecycle;

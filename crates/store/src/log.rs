@@ -57,6 +57,7 @@ pub(crate) struct Batch {
     room_blocks: u32,
     /// The header of the segment, if this is the first batch in it.
     header: Option<Span>,
+    is_retried: bool,
 }
 
 /// The log's own place on the medium.
@@ -110,6 +111,8 @@ pub(crate) struct Log {
     pub previous: u64,
     pub completed: BatchNumber,
     pub durable: BatchNumber,
+    /// Checksum of the last batch released.
+    released_checksum: u64,
     /// Batches taken over from a dead process.
     pub adopted: u64,
     memory: Rc<Memory>,
@@ -183,6 +186,7 @@ impl Log {
             previous: last.checksum,
             completed: last.number,
             durable: last.number,
+            released_checksum: last.checksum,
             adopted: 0,
             scratch: Vec::new(),
         }
@@ -274,6 +278,7 @@ impl Log {
             data: Vec::new(),
             room_blocks: 0,
             header,
+            is_retried: false,
         });
     }
 
@@ -493,6 +498,16 @@ impl Log {
         self.batches.get_mut(usize::try_from(number.0.checked_sub(first)?).ok()?)
     }
 
+    /// A write of a batch failed: it may be tried once more. False if it has been.
+    pub(crate) fn retry(&mut self, number: BatchNumber) -> bool {
+        let Some(batch) = self.find_mut(number).filter(|batch| !batch.is_retried) else {
+            return false;
+        };
+        batch.is_retried = true;
+        batch.stage = Stage::Closed;
+        true
+    }
+
     /// A flush that was submitted when everything up to `covered` had completed is done.
     pub(crate) fn flushed(&mut self, covered: BatchNumber) {
         self.durable = self.durable.max(covered);
@@ -503,6 +518,7 @@ impl Log {
         self.staging.release(&memory, self.durable);
         while self.batches.front().is_some_and(|batch| batch.number <= self.durable) {
             let Some(batch) = self.batches.pop_front() else { break };
+            self.released_checksum = batch.checksum;
             let mut pages = self.pages.borrow_mut();
             pages.give(batch.head);
             batch.header.into_iter().chain(batch.data).for_each(|span| pages.give(span));
@@ -562,6 +578,7 @@ impl Log {
             data,
             room_blocks: 0,
             header: None,
+            is_retried: false,
         };
         let mut progress = Progress::default();
         let mut is_sound = true;
@@ -611,10 +628,34 @@ impl Log {
         batch.segment = self.segment.segment;
         batch.slot = self.segment.slot;
         batch.block = self.segment.next_block;
+        batch.is_retried = false;
         if let Some(old) = std::mem::replace(&mut batch.header, header) {
             self.pages.borrow_mut().give(old);
         }
         self.seal(&memory, at);
+    }
+
+    /// Where the batch with a number ends, if it is not released.
+    pub(crate) fn position_behind(&self, number: BatchNumber) -> Option<Position> {
+        let batch = self.find(number)?;
+        Some(Position {
+            segment: batch.segment,
+            slot: batch.slot,
+            block: batch.block + batch.blocks(),
+            number,
+            checksum: batch.checksum,
+        })
+    }
+
+    /// The checksum of a batch that is not released, or of the last one that is.
+    pub(crate) fn checksum_of(&self, number: BatchNumber) -> u64 {
+        self.find(number).map_or(self.released_checksum, |batch| batch.checksum)
+    }
+
+    /// The chain goes on behind a batch that is on the medium: everything later gets a new place.
+    pub(crate) fn rewind(&mut self, last: BatchNumber) {
+        self.previous = self.checksum_of(last);
+        self.completed = self.completed.min(last);
     }
 
     /// The entries of batch `at`.

@@ -124,3 +124,21 @@ impl<M: Media + ?Sized> Media for Box<M> {
         (**self).wait()
     }
 }
+
+impl<M: Media + ?Sized> Media for &mut M {
+    fn bytes_total(&self) -> u64 {
+        (**self).bytes_total()
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        (**self).submit(id, io);
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        (**self).complete()
+    }
+
+    fn wait(&mut self) -> Result<(), MediumError> {
+        (**self).wait()
+    }
+}

@@ -80,6 +80,10 @@ pub struct Counters {
     pub checkpoints: u64,
     pub slots_compacted: u64,
     pub slots_freed: u64,
+    /// Writes of the log that failed and were tried again in place.
+    pub write_retries: u64,
+    /// Times everything in the arena was written elsewhere after the medium had failed.
+    pub heals: u64,
     /// Batches found in the arena and written again when the pool was opened.
     pub batches_adopted: u64,
     /// Batches of the log replayed when the pool was opened.

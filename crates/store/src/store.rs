@@ -13,7 +13,7 @@ use bowline_arena::{Memory, PAGE_BYTES, SharedPages, Span};
 
 use crate::api::{Disk, Durability, Event, Payload, Provision, Refused, StoreError, Ticket};
 use crate::catalogue::{Catalogue, empty_lineage};
-use crate::checkpoint::{Checkpoint, Streams};
+use crate::checkpoint::{Checkpoint, Frozen, Streams};
 use crate::compaction::Compaction;
 use crate::format::{EntryKind, LogEntry, PoolHeader, Record, SegmentKind, Superblock};
 use crate::io::{InFlight, Purpose};
@@ -137,18 +137,23 @@ pub struct Store<M> {
     pub(crate) seq: Seq,
     pub(crate) now: Micros,
     pub(crate) bytes_since_checkpoint: u64,
-    flushing: Option<BatchNumber>,
+    pub(crate) flushing: Option<BatchNumber>,
     waiters: VecDeque<(BatchNumber, Ticket)>,
     /// Somebody who does not wait for an event wants a flush.
     flush_wanted: bool,
     room_wanted: bool,
     room_made: bool,
-    batches_in_flight: usize,
+    pub(crate) batches_in_flight: usize,
     bytes_in_flight: u64,
     rate: Rate,
     last_write_at: Micros,
     /// The last batch whose durability some later header or checkpoint proves.
     proven: BatchNumber,
+    /// A write of the log failed twice: what the arena holds is to be written elsewhere.
+    pub(crate) heal_wanted: bool,
+    pub(crate) heals_since_flush: u32,
+    /// A checkpoint that was given up; its generation is still frozen.
+    pub(crate) given_up: Option<Frozen>,
 }
 
 /// How fast the medium takes the log.
@@ -215,6 +220,9 @@ impl<M: Media> Store<M> {
             rate: Rate::default(),
             last_write_at: Micros(0),
             proven,
+            heal_wanted: false,
+            heals_since_flush: 0,
+            given_up: None,
         }
     }
 
@@ -487,6 +495,7 @@ impl<M: Media> Store<M> {
             self.completed(completion);
             moved = true;
         }
+        moved |= self.heal();
         moved |= self.pump_log();
         moved |= self.pump_flush();
         if self.state.is_writing() {
@@ -512,6 +521,7 @@ impl<M: Media> Store<M> {
 
     /// The medium was flushed for another reason: that makes the log durable too.
     pub(crate) fn log_is_durable(&mut self, covered: BatchNumber) {
+        self.heals_since_flush = 0;
         self.log.flushed(covered);
         self.room_made = true;
         self.answer_waiters();
@@ -530,7 +540,7 @@ impl<M: Media> Store<M> {
         self.room_made = true;
     }
 
-    fn completed(&mut self, completion: Completion) {
+    pub(crate) fn completed(&mut self, completion: Completion) {
         match self.in_flight.take(completion.id) {
             Purpose::Batch(number) => self.batch_done(number, completion.result),
             Purpose::LogFlush => self.flush_done(completion.result),
@@ -552,8 +562,20 @@ impl<M: Media> Store<M> {
         self.rate.window_bytes += u64::from(blocks) * BLOCK_BYTES;
         match result {
             Ok(()) => self.log.complete(number),
-            Err(error) => self.stop_writing(&format!("a write of the log failed: {error}")),
+            Err(MediumError::Died) => self.stop_writing("the process died"),
+            Err(_) if self.log.retry(number) => self.counters.write_retries += 1,
+            Err(error) => self.heal_later(&format!("a write of the log failed: {error}")),
         }
+    }
+
+    /// Stops writing until what the arena holds has been written elsewhere (rule D12). A second
+    /// time without a good flush in between is one too many.
+    fn heal_later(&mut self, cause: &str) {
+        if self.heals_since_flush > 0 {
+            return self.stop_writing(cause);
+        }
+        self.heal_wanted = true;
+        self.state.stop(cause);
     }
 
     fn flush_done(&mut self, result: Result<(), MediumError>) {
@@ -562,6 +584,15 @@ impl<M: Media> Store<M> {
             Ok(()) => self.log_is_durable(covered),
             Err(error) => self.stop_writing(&format!("a flush of the medium failed: {error}")),
         }
+    }
+
+    /// Fails everybody who waits for a flush.
+    pub(crate) fn fail_waiters(&mut self, cause: &str) {
+        for (_, ticket) in std::mem::take(&mut self.waiters) {
+            let result = Err(Refused::Stopped(cause.to_owned()));
+            self.events.push_back(Event::Flushed { ticket, result });
+        }
+        self.room_made = true;
     }
 
     fn answer_waiters(&mut self) {
@@ -577,12 +608,10 @@ impl<M: Media> Store<M> {
     /// The medium failed: the pool writes no more. Reads go on, also of what is in the arena.
     pub(crate) fn stop_writing(&mut self, cause: &str) {
         self.state.stop(cause);
-        self.checkpoint = None;
-        for (_, ticket) in std::mem::take(&mut self.waiters) {
-            let result = Err(Refused::Stopped(cause.to_owned()));
-            self.events.push_back(Event::Flushed { ticket, result });
-        }
-        self.room_made = true;
+        self.heal_wanted = false;
+        self.give_up_checkpoint();
+        self.compaction.give_up();
+        self.fail_waiters(cause);
     }
 
     /// Writes closed batches, and closes the open one when it is time.

@@ -49,8 +49,8 @@ impl NbdServer {
         let input = session.ring.slices(memory, 0, session.ring.used()).concat();
         let step = session.negotiation.advance(&input, &exports, &mut out);
         session.ring.consume(step.consumed as u32);
-        let room = session.send.free() as usize;
-        if out.len() <= room {
+        let fits = out.len() <= session.send.free() as usize;
+        if fits {
             session.send.push_header(memory, &out);
         } else {
             session.output.extend_from_slice(&out);
@@ -83,7 +83,11 @@ impl NbdServer {
             self.abort(id, CloseCause::Memory);
             return false;
         }
-        self.wake(id);
+        if fits {
+            self.touch(id);
+        } else {
+            self.wake(id);
+        }
         go_on
     }
 

@@ -302,7 +302,19 @@ impl NbdServer {
     pub(crate) fn sweep(&mut self) {
         let (now, options) = (self.now, self.options);
         let since = |then: Micros| now.0.saturating_sub(then.0);
-        let wanted = self.budget.is_wanted();
+        let lanes = [Lane::Buffers, Lane::Small, Lane::Jumbo];
+        for lane in lanes {
+            if self.budget.waiters(lane).is_empty() {
+                self.wanted_since[lane as usize] = now;
+            }
+        }
+        let wanted_since = self.wanted_since;
+        let is_in_the_way = |session: &Session| {
+            lanes.into_iter().any(|lane| {
+                let moved = session.moved.max(wanted_since[lane as usize]);
+                session.holds(lane) && since(moved) >= options.stall_us
+            })
+        };
         let mut found = Vec::new();
         self.greeting = false;
         for (id, session) in self.sessions.iter() {
@@ -313,7 +325,7 @@ impl NbdServer {
             self.greeting |= greeting;
             if greeting && since(session.accepted) >= options.handshake_us_max {
                 found.push((id, Some(CloseCause::HandshakeTime)));
-            } else if wanted && session.is_stalling() && since(session.moved) >= options.stall_us {
+            } else if session.is_stalling() && is_in_the_way(session) {
                 found.push((id, Some(CloseCause::Stalled)));
             } else if session.is_light() && since(session.moved) >= options.idle_us {
                 found.push((id, None));

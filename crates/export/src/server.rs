@@ -54,7 +54,8 @@ pub struct Options {
     pub reply_bytes_max: u64,
     /// After so long without a byte a session gives its rings up.
     pub idle_us: u64,
-    /// After so long without a byte a session that holds what others wait for is closed.
+    /// After so long without a byte a session is closed that holds what others wait for all the
+    /// while.
     pub stall_us: u64,
     /// Longest handshake.
     pub handshake_us_max: u64,
@@ -77,7 +78,7 @@ impl Default for Options {
             jumbo_bytes_max: Options::JUMBO_BYTES_MIN,
             reply_bytes_max: 2 << 20,
             idle_us: 1_000_000,
-            stall_us: 30_000_000,
+            stall_us: 10_000_000,
             handshake_us_max: 10_000_000,
             ticket_class: 1,
         }
@@ -224,6 +225,8 @@ pub struct NbdServer {
     pub(crate) freed: bool,
     pub(crate) now: Micros,
     pub(crate) swept: Micros,
+    /// Since when somebody has been waiting in each lane; now, if nobody is.
+    pub(crate) wanted_since: [Micros; 3],
     /// There may be handshakes that take too long.
     pub(crate) greeting: bool,
     pub(crate) counters: Counters,
@@ -257,6 +260,7 @@ impl NbdServer {
             freed: false,
             now: Micros(0),
             swept: Micros(0),
+            wanted_since: [Micros(0); 3],
             greeting: false,
             counters: Counters::default(),
             scratch: Vec::new(),
@@ -265,7 +269,8 @@ impl NbdServer {
     }
 
     /// Sets what is offered. Sessions of a disk that is no more are told so request by request.
-    pub fn set_exports(&mut self, exported: Vec<ExportedDisk>) {
+    pub fn set_exports(&mut self, mut exported: Vec<ExportedDisk>) {
+        exported.sort_by_key(|one| one.disk);
         self.exported = exported;
     }
 

@@ -183,7 +183,18 @@ impl Session {
             && !self.ended
     }
 
-    /// Whether it holds memory and it is the client's turn.
+    /// Whether it may hold memory of a lane.
+    pub fn holds(&self, lane: Lane) -> bool {
+        match lane {
+            Lane::Buffers => self.ring.is_attached(),
+            _ => {
+                let receives = self.incoming.as_ref().is_some_and(|one| one.lane == lane);
+                receives || self.reply_held_bytes > 0
+            }
+        }
+    }
+
+    /// Whether it is the client's turn.
     pub fn is_stalling(&self) -> bool {
         let owes_bytes = self.incoming.is_some() || self.ring.used() > 0;
         let can_receive = self.parked == Parked::No && self.receiving != Receiving::No;

@@ -97,7 +97,8 @@ impl NbdServer {
     ) -> Result<Command, ErrorCode> {
         let agreement = self.sessions.get(id).and_then(|session| session.agreement);
         let found = agreement.and_then(|agreement| {
-            let exported = self.exported.iter().find(|one| one.disk == agreement.disk)?;
+            let at = self.exported.binary_search_by_key(&agreement.disk, |one| one.disk).ok()?;
+            let exported = self.exported.get(at)?;
             Some((agreement, exported, disks.store().disk(agreement.disk)?))
         });
         let Some((agreement, exported, disk)) = found else { return Err(ErrorCode::Shutdown) };
@@ -225,9 +226,12 @@ impl NbdServer {
         let Kind::Plain { writes } = request.kind else { panic!("{key:?} is no plain request") };
         assert!(at_once || request.outstanding == 1, "an answer to what was not asked");
         request.outstanding = 0;
-        let (id, cookie, offset) = (request.session, request.cookie, request.offset);
+        let (id, cookie) = (request.session, request.cookie);
+        let (offset, bytes) = (request.offset, request.bytes);
         self.finish(key);
-        let failure = result.err().map(|error| Failure::of(error, writes, Some(offset)));
+        // A chunk of type ERROR_OFFSET is no reply to a flush, which is about no range.
+        let at = (bytes > 0).then_some(offset);
+        let failure = result.err().map(|error| Failure::of(error, writes, at));
         self.reply(id, cookie, failure);
     }
 

@@ -78,7 +78,7 @@ impl MapVolume {
         if self.is_full {
             return Err(Refused::NoSpace);
         }
-        if self.owes_room || (self.busy_every > 0 && self.changes % self.busy_every == 0) {
+        if self.owes_room || self.changes.is_multiple_of(self.busy_every) {
             self.owes_room = true;
             return Err(Refused::Busy);
         }

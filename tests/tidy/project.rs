@@ -13,7 +13,7 @@ pub fn dead_files(files: &[File]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for file in files.iter().filter(|file| file.name.ends_with(".rs")) {
         let (directory, leaf) = file.name.rsplit_once('/').unwrap_or(("", &file.name));
-        if ["lib.rs", "main.rs", "build.rs"].contains(&leaf) || directory.ends_with("src/bin") {
+        if ["lib.rs", "main.rs", "build.rs"].contains(&leaf) || is_target_folder(directory) {
             continue;
         }
         let (module, home) = if leaf == "mod.rs" {
@@ -38,6 +38,13 @@ pub fn dead_files(files: &[File]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Every file in such a folder is a program of its own.
+fn is_target_folder(directory: &str) -> bool {
+    let ends = ["src/bin", "/benches", "/examples"];
+    let crate_tests = directory.starts_with("crates/") && !directory.contains("/src/");
+    ends.iter().any(|end| directory.ends_with(end)) || crate_tests && directory.ends_with("/tests")
 }
 
 fn declares(line: &str, module: &str) -> bool {

@@ -72,6 +72,7 @@ pub struct Device {
     broken_rules: Vec<String>,
     scratch: Vec<u8>,
     pub(crate) journal: Option<Vec<Moment>>,
+    trace: Option<Vec<(u64, String)>>,
 }
 
 /// A device shared by the simulator and the processes it simulates.
@@ -97,6 +98,7 @@ impl Device {
             broken_rules: Vec::new(),
             scratch: Vec::new(),
             journal: None,
+            trace: None,
         }
     }
 
@@ -131,6 +133,34 @@ impl Device {
     /// The errors and delays to come.
     pub fn faults(&mut self) -> &mut Faults {
         &mut self.faults
+    }
+
+    /// Begins to keep a line for each event, and takes the lines with their times.
+    pub fn take_trace(&mut self) -> Vec<(u64, String)> {
+        self.trace.replace(Vec::new()).unwrap_or_default()
+    }
+
+    fn trace(&mut self, what: &str, flight: &Flight) {
+        let Some(lines) = &mut self.trace else { return };
+        let io = match &flight.io {
+            Io::Read { at, into } => {
+                format!("read {}+{} to {}", at / 4096, into.bytes / 4096, into.offset / 4096)
+            }
+            Io::Write { at, from } => {
+                let parts: Vec<String> = from
+                    .iter()
+                    .map(|part| format!("{}+{}", part.offset / 4096, part.bytes / 4096))
+                    .collect();
+                let blocks: u32 = from.iter().map(|part| part.bytes / 4096).sum();
+                format!("write {}+{blocks} from {}", at / 4096, parts.join(" "))
+            }
+            Io::Flush => "flush".into(),
+            Io::Discard { at, bytes } => format!("discard {}+{}", at / 4096, bytes / 4096),
+            Io::Allocate { at, bytes } => format!("allocate {}+{}", at / 4096, bytes / 4096),
+        };
+        let fate =
+            if flight.fate == Fate::Good { String::new() } else { format!("{:?}", flight.fate) };
+        lines.push((self.now, format!("{what} {:x} {io} {fate}", flight.id.0)));
     }
 
     /// Takes the rules of media that were broken by the submitter.
@@ -264,7 +294,9 @@ impl Device {
             return;
         }
         let due = self.now + delay;
-        self.flights.push(Flight { id, io, due, fate, through: self.platter.stamp(), sum });
+        let flight = Flight { id, io, due, fate, through: self.platter.stamp(), sum };
+        self.trace("submit", &flight);
+        self.flights.push(flight);
     }
 
     fn broken_rule(&self, id: IoId, io: &Io) -> Option<String> {
@@ -310,6 +342,7 @@ impl Device {
 
     /// The effect of an I/O, whole or, if its fate is bad, in part.
     fn land(&mut self, flight: &Flight) {
+        self.trace("land", flight);
         match &flight.io {
             Io::Write { at, from } => {
                 if flight.sum.is_some_and(|sum| sum != self.sum(from)) {

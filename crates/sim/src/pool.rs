@@ -7,7 +7,8 @@ use std::rc::Rc;
 use bowline_arena::{Pages, SharedPages};
 use bowline_store::{
     ArenaRegion, BlockState, Broken, CreateOptions, Disk, DiskId, Durability, Event, Lba, Micros,
-    Payload, PoolId, PoolState, Provision, Refused, Store, StoreError, StoreOptions, Ticket, create,
+    Payload, PoolId, PoolState, Provision, Refused, Store, StoreError, StoreOptions, Ticket,
+    create,
 };
 
 use crate::media::SimMedia;
@@ -133,8 +134,7 @@ impl Subject for Pool {
 
     fn create_disk(&mut self, disk: u32, blocks: u64) -> Result<(), Refused> {
         let bytes = blocks * PAGE as u64;
-        let made =
-            self.store.create_disk(&name(disk), bytes, Durability::Strict, Provision::Thin);
+        let made = self.store.create_disk(&name(disk), bytes, Durability::Strict, Provision::Thin);
         self.ids.insert(disk, made.map_err(refusal)?);
         Ok(())
     }
@@ -149,9 +149,8 @@ impl Subject for Pool {
     }
 
     fn disks(&self) -> Vec<(u32, u64)> {
-        let size = |(&disk, &id): (&u32, &DiskId)| {
-            Some((disk, self.store.disk(id)?.bytes / PAGE as u64))
-        };
+        let size =
+            |(&disk, &id): (&u32, &DiskId)| Some((disk, self.store.disk(id)?.bytes / PAGE as u64));
         self.ids.iter().filter_map(size).collect()
     }
 
@@ -249,7 +248,7 @@ impl Subject for Pool {
     }
 
     fn resume(&mut self) -> Result<(), String> {
-        Err("a pool cannot resume".into())
+        self.store.resume().map_err(|error| error.to_string())
     }
 
     fn close(mut self) -> Result<(), String> {

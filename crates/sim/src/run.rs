@@ -261,13 +261,18 @@ impl<'a, S: Subject> Simulation<'a, S> {
         ticket
     }
 
-    /// One line of the trace, if anybody looks.
+    /// One line of the trace, if anybody looks, after those of the device.
     pub fn trace(&mut self, what: &str, detail: impl FnOnce() -> String) {
-        if let Some(sink) = &mut self.sink {
-            let now = self.host.device.borrow().now();
-            let number = self.model.top();
-            sink(&format!("{now:>12} us {number:>6}  {what:<10} {}", detail()));
+        let Some(sink) = &mut self.sink else { return };
+        let number = self.model.top();
+        let (now, lines) = {
+            let mut device = self.host.device.borrow_mut();
+            (device.now(), device.take_trace())
+        };
+        for (at, line) in lines {
+            sink(&format!("{at:>12} us {number:>6}  {:<10} {line}", ""));
         }
+        sink(&format!("{now:>12} us {number:>6}  {what:<10} {}", detail()));
     }
 
     /// A change in the words of the trace.

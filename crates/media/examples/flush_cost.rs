@@ -25,11 +25,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for extents in ["written", "unwritten"] {
         let us = Duration::from_micros;
         let places = [
-            ("data thread", FlushPlace::DataThread, us(50)),
-            ("flusher, no spin", FlushPlace::Flusher, us(0)),
+            ("data thread", FlushPlace::DataThread, us(0)),
+            ("data thread, spin 20 us", FlushPlace::DataThread, us(20)),
+            ("data thread, spin 50 us", FlushPlace::DataThread, us(50)),
+            ("flusher", FlushPlace::Flusher, us(0)),
+            ("flusher, spin 20 us", FlushPlace::Flusher, us(20)),
             ("flusher, spin 50 us", FlushPlace::Flusher, us(50)),
-            ("flusher, spin 200 us", FlushPlace::Flusher, us(200)),
-            ("auto, spin 50 us", FlushPlace::Auto, us(50)),
+            ("auto", FlushPlace::Auto, us(0)),
         ];
         for (name, place, spin) in places {
             let path = directory.path().join(format!("{extents} {name}"));

@@ -55,7 +55,7 @@ impl OpenOptions {
             flush: FlushPlace::Auto,
             read_only: false,
             direct: true,
-            spin: Duration::from_micros(50),
+            spin: Duration::from_micros(20),
             threads: 4,
             staging: None,
         }

@@ -4,7 +4,8 @@ use bowline_disk::{Disks, Volume};
 use bowline_store::DiskId;
 use bowline_wire::{CloseReason, Export, ExportId, Progress, greeting};
 
-use crate::server::{CloseCause, NbdServer};
+use crate::interface::CloseCause;
+use crate::server::NbdServer;
 use crate::session::{Agreement, Parked, Phase, Want};
 use crate::slab::Key;
 

@@ -20,6 +20,7 @@
 mod budget;
 mod counters;
 mod handshake;
+mod interface;
 mod plan;
 mod read;
 mod receive;
@@ -35,7 +36,7 @@ mod write;
 
 pub use bowline_arena::SharedPages;
 pub use counters::Counters;
-pub use server::{
-    Action, CloseCause, ExportedDisk, IoStop, NbdServer, Options, SessionId, SessionStatus,
-    TooManySessions,
+pub use interface::{
+    Action, CloseCause, ExportedDisk, IoStop, Options, SessionId, SessionStatus, TooManySessions,
 };
+pub use server::NbdServer;

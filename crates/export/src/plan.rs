@@ -5,8 +5,9 @@ use bowline_disk::{Disks, Volume};
 use bowline_store::Micros;
 
 use crate::budget::{Lane, Loan};
+use crate::interface::{Action, CloseCause, SessionId};
 use crate::send::PARTS_MAX;
-use crate::server::{Action, CloseCause, NbdServer, SessionId};
+use crate::server::NbdServer;
 use crate::session::{
     Parked, Phase, RECEIVE_RING_BYTES, Receiving, SEND_RING_BYTES, Session, Want,
 };

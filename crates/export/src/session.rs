@@ -8,9 +8,9 @@ use bowline_wire::{Negotiation, RequestHeader};
 
 use crate::Counters;
 use crate::budget::Lane;
+use crate::interface::CloseCause;
 use crate::receive::ReceiveRing;
 use crate::send::SendQueue;
-use crate::server::CloseCause;
 use crate::slab::Key;
 
 /// Bytes of the receive ring: the longest payload that is received into it, its header, and room

@@ -6,8 +6,9 @@ use bowline_wire::values::{STATE_HOLE, STATE_ZERO};
 use bowline_wire::{Command, Cookie, ErrorCode, Limits, REQUEST_BYTES, RequestHeader, reply};
 
 use crate::handshake::BLOCK_BYTES_MIN;
+use crate::interface::CloseCause;
 use crate::request::{EXTENTS_MAX, Kind, REPLY_BYTES, Request, STATUS_BYTES, STATUS_PIECE};
-use crate::server::{CloseCause, NbdServer};
+use crate::server::NbdServer;
 use crate::session::{Parked, Phase};
 use crate::slab::{Key, Slab};
 

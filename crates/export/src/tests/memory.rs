@@ -157,6 +157,11 @@ fn a_client_that_stops_while_others_wait_is_closed() {
     rig.pass(60_000_000);
     assert_eq!(rig.at(stopped).closed, None);
     rig.send(waiting, &request(command::READ, 0, 1, 0, JUMBO));
+    rig.settle();
+    assert!(rig.at(waiting).incoming.is_empty());
+    // Short requests stand in another lane.
+    let short = connect(&mut rig, "one", false);
+    assert_eq!(read(&mut rig, short, 0, 4096).bytes().len(), 4096);
     rig.pass(9_000_000);
     assert_eq!(rig.at(stopped).closed, None);
     rig.pass(2_000_000);

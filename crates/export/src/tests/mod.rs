@@ -6,6 +6,7 @@ mod fragments;
 mod memory;
 mod requests;
 mod rig;
+mod rings;
 mod volume;
 
 /// Numbers that are the same for the same seed, for ever (SplitMix64).

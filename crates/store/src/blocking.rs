@@ -62,6 +62,16 @@ impl<'a, M: Media> Blocking<'a, M> {
         Ok(&self.memory.slice(span)[..bytes as usize])
     }
 
+    /// Reads all of it, however small the buffer is.
+    pub(crate) fn read_whole(&mut self, at: u64, bytes: u64) -> Result<Vec<u8>, MediumError> {
+        let mut all = Vec::new();
+        while (all.len() as u64) < bytes {
+            let done = all.len() as u64;
+            all.extend_from_slice(self.read(at + done, bytes - done)?);
+        }
+        Ok(all)
+    }
+
     /// Writes one block, made by `fill` from zeros.
     pub(crate) fn write_block(
         &mut self,

@@ -92,7 +92,8 @@ impl Fold {
         while record.height < height {
             let level = record.height;
             record.height += 1;
-            if record.root.state() == Some(State::Page)
+            // What the old tree says holds for the old blocks only.
+            if record.root != Entry::HOLE
                 || level > 0 && self.inner.contains_key(&(level - 1, lineage, 0))
             {
                 let mut page = new_page(PageHead { level, lineage, index: 0 }, Entry::HOLE);

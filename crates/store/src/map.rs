@@ -15,7 +15,7 @@ use bowline_arena::{Memory, Part, Span};
 
 use crate::format::{FANOUT, LineageRecord, PageRef, block_checksum, span_of_level};
 use crate::tables::{Deltas, Entry, Frames, Ranges, State, leaf_of, newest};
-use crate::{Lba, LineageId, MediumError, SegmentId};
+use crate::{Lba, LineageId, MediumError, SegmentId, SlotId};
 
 /// Runs of at most so many blocks are noted block by block.
 pub(crate) const SMALL_RANGE_BLOCKS: u64 = 64;
@@ -73,6 +73,8 @@ pub(crate) enum Lookup {
 /// A page being read.
 struct Load {
     page: Entry,
+    /// Where it is read: the slot is not used again meanwhile.
+    slot: SlotId,
     span: Option<Span>,
 }
 
@@ -225,7 +227,7 @@ impl Map {
 
     /// Starts to read a page unless it is being read. Returns the load's number and buffer, or none
     /// if nothing is to be done now.
-    pub(crate) fn start_load(&mut self, page: Entry) -> Option<(usize, Part)> {
+    pub(crate) fn start_load(&mut self, page: Entry, slot: SlotId) -> Option<(usize, Part)> {
         let is_loading = self.loads.iter().flatten().any(|load| load.page.address == page.address);
         if is_loading || self.free_spans.is_empty() {
             return None;
@@ -233,20 +235,20 @@ impl Map {
         let number = self.loads.iter().position(Option::is_none)?;
         let span = self.free_spans.pop()?;
         let part = span.part();
-        self.loads[number] = Some(Load { page, span: Some(span) });
+        self.loads[number] = Some(Load { page, slot, span: Some(span) });
         self.pages_read += 1;
         Some((number, part))
     }
 
-    /// A page has been read, well or not.
+    /// A page has been read, well or not. Says from which slot.
     pub(crate) fn finish_load(
         &mut self,
         memory: &Memory,
         number: usize,
         result: Result<(), MediumError>,
-    ) {
+    ) -> Option<SlotId> {
         let load = self.loads.get_mut(number).and_then(Option::take);
-        let Some(Load { page, span: Some(span) }) = load else { return };
+        let Some(Load { page, slot, span: Some(span) }) = load else { return None };
         match result {
             Ok(()) if block_checksum(self.salt, memory.slice(&span)) == page.checksum => {
                 self.remember(page, memory.slice(&span));
@@ -259,6 +261,7 @@ impl Map {
             }
         }
         self.free_spans.push(span);
+        Some(slot)
     }
 
     /// A page that no segment holds: the tree and the segment table disagree.

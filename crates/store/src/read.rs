@@ -172,7 +172,8 @@ impl<M: Media> Store<M> {
             self.map.note_lost(page);
             return;
         };
-        if let Some((number, into)) = self.map.start_load(page) {
+        if let Some((number, into)) = self.map.start_load(page, slot) {
+            self.segments.reader(slot, 1);
             let at = self.header.block_at(slot, block);
             self.in_flight.submit(&mut self.media, Purpose::Page(number), Io::Read { at, into });
         }

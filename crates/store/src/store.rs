@@ -546,7 +546,8 @@ impl<M: Media> Store<M> {
             Purpose::LogFlush => self.flush_done(completion.result),
             Purpose::Read(at) => self.read_done(at, completion.result),
             Purpose::Page(number) => {
-                self.map.finish_load(&self.memory, number, completion.result);
+                let slot = self.map.finish_load(&self.memory, number, completion.result);
+                slot.into_iter().for_each(|slot| self.segments.reader(slot, -1));
                 self.retry_reads();
             }
             Purpose::Checkpoint => self.checkpoint_io_done(completion.result),
@@ -671,8 +672,14 @@ impl<M: Media> Store<M> {
     fn close_when_idle(&mut self) -> bool {
         let quiet = self.now.0.saturating_sub(self.last_write_at.0) > IDLE_CLOSE_MICROS;
         let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
-        if !quiet || !unproven || self.log.open().is_some() || !self.log.has_room() {
+        if !quiet || !unproven || self.log.open().is_some() {
             return false;
+        }
+        if !self.log.has_room() {
+            if self.segments.free_slots() <= Class::Data.floor() {
+                return false;
+            }
+            self.roll(self.log.last());
         }
         self.log.open_batch();
         self.log.close_batch();
@@ -770,12 +777,7 @@ impl<M: Media> Store<M> {
         if changed.name != old.name {
             self.catalogue.check_name(&changed.name)?;
         }
-        let (id, from, to) = (old.id, changed.bytes / BLOCK_BYTES, old.bytes / BLOCK_BYTES);
-        self.put_disk(Disk { lineage: old.lineage, ..changed })?;
-        if from < to {
-            self.discard(id, Lba(from), to - from).map_err(|why| refused(&why))?;
-        }
-        Ok(())
+        self.put_disk(Disk { lineage: old.lineage, ..changed })
     }
 
     fn put_disk(&mut self, disk: Disk) -> Result<(), StoreError> {
@@ -874,12 +876,22 @@ fn take_blocks(spans: &mut VecDeque<Span>, blocks: u32) -> Vec<Span> {
 pub(crate) fn apply_record(catalogue: &mut Catalogue, map: &mut Map, record: &Record) {
     if let Record::Disk(disk) = record {
         map.lineages.entry(disk.lineage).or_insert_with(|| empty_lineage(disk.lineage));
+        // A disk that shrinks loses what lies beyond its end in the same breath, or a crash in
+        // between would bring it back when the disk grows.
+        if catalogue.disks.get(&disk.id).is_some_and(|old| disk.bytes < old.bytes) {
+            make_hole(map, disk.lineage, Lba(disk.bytes / BLOCK_BYTES));
+        }
     }
     if let Some(lineage) = catalogue.apply(record) {
-        map.active.ordinal += 1;
-        let ordinal = map.active.ordinal;
-        map.active.ranges.insert(lineage, Lba(0), LINEAGE_BLOCKS_MAX, State::Hole, ordinal);
+        make_hole(map, lineage, Lba(0));
     }
+}
+
+/// Everything of a lineage from a block on is gone.
+fn make_hole(map: &mut Map, lineage: LineageId, from: Lba) {
+    map.active.ordinal += 1;
+    let (ordinal, blocks) = (map.active.ordinal, LINEAGE_BLOCKS_MAX - from.0);
+    map.active.ranges.insert(lineage, from, blocks, State::Hole, ordinal);
 }
 
 /// Brings map and live bits up to an entry of the log whose first data block is block `index` of

@@ -10,6 +10,9 @@ use crate::segments::Piece;
 use crate::tables::{Directory, Entry, LiveBits};
 use crate::{Disk, LineageId, SegmentId, SlotId};
 
+/// Levels of pages a map can have: enough for any disk, and no more than a block number has room for.
+const HEIGHT_MAX: u8 = 7;
+
 /// A lineage: whose map it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LineageRecord {
@@ -96,7 +99,7 @@ impl Blob {
             blob.lineages.push(LineageRecord {
                 lineage: LineageId(from.u32()?),
                 parent: LineageId(from.u32()?),
-                height: from.u8()?,
+                height: from.u8().filter(|height| *height <= HEIGHT_MAX)?,
                 root: {
                     let (address, checksum) = (from.u64()?, from.u32()?);
                     Entry { address, checksum }

@@ -13,7 +13,7 @@ pub(crate) const POOL_HEADER_AT: [u64; 2] = [0, 64 << 10];
 /// Superblocks of one epoch: two copies.
 pub(crate) const SUPERBLOCK_COPIES: u64 = 2;
 /// Epochs take turns among so many pairs of superblocks.
-const SUPERBLOCK_PAIRS: u64 = 4;
+pub(crate) const SUPERBLOCK_PAIRS: u64 = 4;
 const SUPERBLOCKS_AT: u64 = 128 << 10;
 const SUPERBLOCK_STRIDE: u64 = 16 << 10;
 /// Where the first slot begins, in bytes.

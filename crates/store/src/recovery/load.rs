@@ -1,20 +1,22 @@
 //! Making a pool, and reading what its last checkpoint says.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::format::{
     Blob, BlobSegment, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SLOT_BYTES_MIN,
-    SUPERBLOCK_COPIES, SegmentKind, Superblock, checksum, superblock_at,
+    SUPERBLOCK_COPIES, SUPERBLOCK_PAIRS, SegmentKind, Superblock, checksum, superblock_at,
 };
 use crate::map::Map;
-use crate::recovery::{Known, write_root};
+use crate::recovery::Known;
 use crate::segments::{Segment, Segments};
-use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, PoolId, SegmentId, Seq, SlotId, StoreError};
+use crate::{
+    BLOCK_BYTES, BatchNumber, Epoch, Media, MediumError, PoolId, SegmentId, Seq, SlotId, StoreError,
+};
 
 /// The fewest slots a pool can work with.
 const SLOTS_MIN: u32 = 24;
-/// Epochs of which superblocks may be on the medium.
-const EPOCHS_KEPT: u64 = 4;
 
 /// What a new pool is to be.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +83,15 @@ pub fn create<M: Media>(
         cuts: Vec::new(),
     };
     let mut medium = Blocking::new(media, pages)?;
-    write_root(&mut medium, &header, &root)?;
+    // Every place for a superblock holds one from the beginning: one that holds none was lost.
+    for epoch in 0..SUPERBLOCK_PAIRS {
+        for copy in 0..SUPERBLOCK_COPIES {
+            medium.write_block(superblock_at(epoch, copy), |block| {
+                root.encode(header.salt, block);
+            })?;
+        }
+    }
+    medium.flush()?;
     for at in POOL_HEADER_AT {
         medium.write_block(at, |block| header.encode(block))?;
     }
@@ -107,28 +117,88 @@ pub(crate) fn read_header<M: Media>(
     Err(first_error.unwrap_or_else(|| StoreError::NotAPool("no pool header".into())))
 }
 
+/// A place for a superblock, and what it holds.
+pub(crate) struct RootCopy {
+    pub epoch_slot: u64,
+    pub copy: u64,
+    pub found: Result<Option<Superblock>, MediumError>,
+}
+
+/// Reads every copy of every superblock.
+pub(crate) fn read_roots<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+) -> Vec<RootCopy> {
+    let mut all = Vec::new();
+    for epoch_slot in 0..SUPERBLOCK_PAIRS {
+        for copy in 0..SUPERBLOCK_COPIES {
+            let block = medium.read(superblock_at(epoch_slot, copy), BLOCK_BYTES);
+            let found = block.map(|block| {
+                let found = Superblock::decode(header.salt, header.pool, block);
+                found.filter(|root| {
+                    root.epoch.0 % SUPERBLOCK_PAIRS == epoch_slot || root.epoch.0 == 0
+                })
+            });
+            all.push(RootCopy { epoch_slot, copy, found });
+        }
+    }
+    all
+}
+
+/// The superblock that counts, among all copies: the one with the highest (epoch, generation).
+///
+/// # Errors
+/// If none verifies, or a later one may have been where none verifies now. An older one must not
+/// stand in for it: what it names may have been overwritten since.
+pub(crate) fn choose_root(copies: Vec<RootCopy>) -> Result<Superblock, StoreError> {
+    let mut errors = BTreeMap::new();
+    let mut pairs = BTreeSet::new();
+    let mut best: Option<Superblock> = None;
+    for RootCopy { epoch_slot, found, .. } in copies {
+        match found {
+            Ok(None) => {}
+            Ok(Some(found)) => {
+                pairs.insert(epoch_slot);
+                let is_better = best.as_ref().is_none_or(|best| {
+                    (found.epoch, found.generation) > (best.epoch, best.generation)
+                });
+                if is_better {
+                    best = Some(found);
+                }
+            }
+            Err(error) => {
+                errors.insert(epoch_slot, error);
+            }
+        }
+    }
+    let Some(best) = best else {
+        let error = errors.pop_first().map(|(_, error)| StoreError::Medium(error));
+        return Err(error.unwrap_or_else(|| StoreError::Damaged("no superblock verifies".into())));
+    };
+    let next = (best.epoch.0 + 1) % SUPERBLOCK_PAIRS;
+    if pairs.contains(&next) {
+        return Ok(best);
+    }
+    Err(match errors.remove(&next) {
+        Some(error) => StoreError::Medium(error),
+        None => StoreError::Damaged(format!(
+            "both copies of the superblock of epoch {} are damaged; the last one that can be read \
+             is of epoch {}",
+            best.epoch.0 + 1,
+            best.epoch
+        )),
+    })
+}
+
 /// Reads the superblock that counts.
 ///
 /// # Errors
-/// If none verifies.
+/// If it is not to be had.
 pub(crate) fn read_root<M: Media>(
     medium: &mut Blocking<'_, M>,
     header: &PoolHeader,
 ) -> Result<Superblock, StoreError> {
-    let mut best: Option<Superblock> = None;
-    for epoch in 0..EPOCHS_KEPT {
-        for copy in 0..SUPERBLOCK_COPIES {
-            let Ok(block) = medium.read(superblock_at(epoch, copy), BLOCK_BYTES) else { continue };
-            let Some(found) = Superblock::decode(header.salt, header.pool, block) else { continue };
-            let is_better = best
-                .as_ref()
-                .is_none_or(|best| (found.epoch, found.generation) > (best.epoch, best.generation));
-            if is_better {
-                best = Some(found);
-            }
-        }
-    }
-    best.ok_or_else(|| StoreError::Damaged("no superblock verifies".into()))
+    choose_root(read_roots(medium, header))
 }
 
 /// Reads the blob of the last checkpoint and builds what it describes.

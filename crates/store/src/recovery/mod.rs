@@ -10,6 +10,7 @@
 
 mod load;
 mod replay;
+mod search;
 mod walk;
 
 use std::rc::Rc;
@@ -34,7 +35,7 @@ use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
 use crate::{BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
 
 pub use load::{CreateOptions, create};
-pub(crate) use load::{load_blob, read_header, read_root};
+pub(crate) use load::{choose_root, load_blob, read_header, read_root, read_roots};
 pub(crate) use replay::Replay;
 pub(crate) use walk::Walk;
 
@@ -170,6 +171,9 @@ impl<M: Media> Opening<M> {
         if let Some(damage) = damage {
             self.state = PoolState::Damaged(damage.to_string());
         }
+        if let Some(damage) = cut_short(&self.media, &header, &known) {
+            self.state = PoolState::Damaged(damage);
+        }
         let identity = Identity {
             pool: header.pool,
             salt: header.salt,
@@ -246,8 +250,12 @@ impl<M: Media> Opening<M> {
 
     /// Puts the arena's batches behind the log's last one.
     fn adopt(&self, log: &mut Log, left: Vec<Left>, last: BatchNumber) -> Result<(), String> {
+        // An empty batch counts where others follow it: it was closed to prove a flush. The last
+        // one had only been opened.
+        let filled = left.iter().filter(|one| one.found.progress.entries > 0);
+        let end = filled.map(|one| one.found.number).max().unwrap_or(last);
         for Left { found, head, data } in left {
-            if found.number <= last || found.progress.entries == 0 {
+            if found.number <= last || found.number > end {
                 let mut pages = self.pages.borrow_mut();
                 pages.give(head);
                 data.into_iter().for_each(|span| pages.give(span));
@@ -357,6 +365,18 @@ pub(crate) fn write_root<M: Media>(
         medium.flush()?;
     }
     Ok(())
+}
+
+/// What is missing of the medium, if anything is.
+pub(crate) fn cut_short<M: Media>(media: &M, header: &PoolHeader, known: &Known) -> Option<String> {
+    let (have, wanted) = (header.slots_on(media.bytes_total()), known.segments.slot_count());
+    (have < wanted).then(|| {
+        format!(
+            "the medium has room for {have} slots only, but the pool has {wanted}: it was cut \
+             short; give it back its size of at least {} bytes",
+            header.block_at(SlotId(wanted), 0)
+        )
+    })
 }
 
 fn no_memory() -> StoreError {

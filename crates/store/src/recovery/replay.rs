@@ -91,12 +91,13 @@ impl Replay {
             return Ok(());
         }
         for one in std::mem::take(&mut self.held) {
+            // Records change the map too: a disk that goes leaves a hole behind.
+            if !known.map.active.has_room(one.entry.blocks.min(512) as usize) {
+                known.map.enlarge();
+            }
             if one.entry.kind == EntryKind::Record {
                 self.record(medium, known, &one)?;
                 continue;
-            }
-            if !known.map.active.has_room(one.entry.blocks.min(512) as usize) {
-                known.map.enlarge();
             }
             let sum = |at: u32| one.sums.get(at as usize).copied().unwrap_or_default();
             apply(&mut known.map, &mut known.segments, &one.entry, one.segment, one.index, sum);
@@ -142,8 +143,8 @@ fn moved<M: Media>(
     }
     let blocks = image_head_blocks(to.data_blocks);
     let at = known.header.block_at(to.slot, to.block + to.data_blocks);
-    let bytes = medium.read(at, u64::from(blocks) * BLOCK_BYTES)?;
-    let head = read_image_head(known.header.salt, bytes).filter(|head| head.segment == to.segment);
+    let bytes = medium.read_whole(at, u64::from(blocks) * BLOCK_BYTES)?;
+    let head = read_image_head(known.header.salt, &bytes).filter(|head| head.segment == to.segment);
     let head = head.ok_or_else(|| {
         StoreError::Damaged(format!("the image of segment {} does not verify", to.segment))
     })?;

@@ -11,26 +11,46 @@ use crate::format::{
 use crate::recovery::{Known, Replay};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, MediumError, SegmentId, SlotId, StoreError};
 
-/// How many segments behind the end are searched for proof that the end is no end.
-const SEARCH_SEGMENTS_MAX: usize = 8;
-
 /// A hole in the log that cannot be a torn end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub missing: BatchNumber,
     pub segment: SegmentId,
     pub slot: SlotId,
-    pub proof: BatchNumber,
+    pub why: Why,
+}
+
+/// What shows that the log cannot just end there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// A later batch, or an epoch that began, knew more of it to be durable.
+    Proof(BatchNumber),
+    /// The medium could not read what is there: an error is not an end.
+    Unreadable(MediumError),
+    /// The batch is there, but what it names is not what was written.
+    Content(String),
+    /// The slot the checkpoint names holds another segment, or none: the superblock is older than
+    /// what the slots hold.
+    Replaced,
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "batch {} of the log (segment {}, slot {}) is missing or damaged, although it was \
-             durable when batch {} was written",
-            self.missing, self.segment, self.slot, self.proof
-        )
+        let Damage { missing, segment, slot, why } = self;
+        let place = format!("batch {missing} of the log (segment {segment}, slot {slot})");
+        match why {
+            Why::Proof(proof) => write!(
+                f,
+                "{place} is missing or damaged, although it was durable when batch {proof} was \
+                 written"
+            ),
+            Why::Unreadable(error) => write!(f, "{place} cannot be read: {error}"),
+            Why::Content(what) => write!(f, "{place} cannot be used: {what}"),
+            Why::Replaced => write!(
+                f,
+                "{place} is missing: the slot does not hold the segment the last checkpoint names"
+            ),
+        }
     }
 }
 
@@ -43,15 +63,19 @@ struct Candidate {
 
 /// The log being followed.
 pub(crate) struct Walk {
-    header: PoolHeader,
-    at: Position,
+    pub(super) header: PoolHeader,
+    pub(super) at: Position,
     cuts: VecDeque<Cut>,
     /// The epoch whose batches count now; none while it is one before the first cut.
-    epoch: Option<Epoch>,
+    pub(super) epoch: Option<Epoch>,
     /// Batches up to this one are known to have been durable.
     durable: BatchNumber,
     waiting: VecDeque<Candidate>,
     window: Window,
+    /// What the medium said where the log should have gone on.
+    failed: Option<MediumError>,
+    /// Whether nothing can lie behind the end: the last epoch ended in good order.
+    is_clean: bool,
     pub is_chain_ignored: bool,
 }
 
@@ -76,6 +100,8 @@ impl Walk {
             cuts,
             waiting: VecDeque::new(),
             window: Window::default(),
+            failed: None,
+            is_clean: root.clean,
             is_chain_ignored: false,
         }
     }
@@ -92,21 +118,32 @@ impl Walk {
         known: &mut Known,
         replay: &mut Replay,
     ) -> Result<Option<Damage>, StoreError> {
+        if self.at.segment != SegmentId(0) {
+            // Of the checkpoint's last segment nothing may have been alive, but what follows may.
+            enter(known, self.at.segment, self.at.slot);
+            if !self.starts_where_it_should(medium)? {
+                return Ok(Some(self.damage(Why::Replaced)));
+            }
+        }
         let mut end = self.at;
         while let Some(candidate) = self.next(medium, known, &mut end)? {
             self.durable = self.durable.max(candidate.head.durable_upto);
             self.waiting.push_back(candidate);
             while self.waiting.front().is_some_and(|one| one.head.number <= self.durable) {
-                if let Some(one) = self.waiting.pop_front() {
-                    self.accept(medium, known, replay, &one)?;
+                if let Some(one) = self.waiting.pop_front()
+                    && let Some(damage) = self.accept(medium, known, replay, &one)?
+                {
+                    return Ok(Some(damage));
                 }
             }
         }
         while let Some(one) = self.waiting.pop_front() {
-            if !verifies(medium, &self.header, &one)? {
+            if !self.verifies(medium, &one)? {
                 break;
             }
-            self.accept(medium, known, replay, &one)?;
+            if let Some(damage) = self.accept(medium, known, replay, &one)? {
+                return Ok(Some(damage));
+            }
         }
         self.waiting.clear();
         if self.at.number == end.number {
@@ -114,9 +151,26 @@ impl Walk {
         }
         if let Some(cut) = self.cuts.front() {
             // An epoch accepted more than there is now.
-            return Ok(Some(self.damage(cut.accepted.number)));
+            return Ok(Some(self.damage(Why::Proof(cut.accepted.number))));
         }
-        self.search(medium)
+        if let Some(error) = self.failed.take() {
+            return Ok(Some(self.damage(Why::Unreadable(error))));
+        }
+        if self.is_clean { Ok(None) } else { self.search(medium, known) }
+    }
+
+    /// Whether the checkpoint's last segment is where the superblock says. A slot is used again
+    /// only after a later superblock, so another segment in it means that one was lost.
+    fn starts_where_it_should<M: Media>(
+        &mut self,
+        medium: &mut Blocking<'_, M>,
+    ) -> Result<bool, StoreError> {
+        let at = self.at;
+        let found = self.segment_header(medium, at.slot)?;
+        self.failed = None;
+        // An unreadable header of a segment whose batches follow is no loss; a segment nothing was
+        // written to yet has none.
+        Ok(found.is_none_or(|found| found.segment == at.segment || at.block <= 1))
     }
 
     fn accept<M: Media>(
@@ -125,8 +179,16 @@ impl Walk {
         known: &mut Known,
         replay: &mut Replay,
         one: &Candidate,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Damage>, StoreError> {
         let head = &one.head;
+        match replay.batch(medium, known, head, &one.block, one.slot) {
+            Ok(()) => {}
+            // Records cannot be passed over: they say where everything after them lies.
+            Err(StoreError::Damaged(what)) => {
+                return Ok(Some(self.damage(Why::Content(what))));
+            }
+            Err(error) => return Err(error),
+        }
         self.at = Position {
             segment: head.segment,
             slot: one.slot,
@@ -134,7 +196,7 @@ impl Walk {
             number: head.number,
             checksum: head.checksum,
         };
-        replay.batch(medium, known, head, &one.block, one.slot)
+        Ok(None)
     }
 
     /// The batch that follows `end`, which moves behind it.
@@ -145,6 +207,7 @@ impl Walk {
         end: &mut Position,
     ) -> Result<Option<Candidate>, StoreError> {
         loop {
+            self.failed = None;
             if let Some(cut) = self.cuts.front().copied()
                 && cut.accepted.number == end.number
             {
@@ -203,7 +266,7 @@ impl Walk {
     }
 
     /// The header in the slot a segment names as its successor.
-    fn next_header<M: Media>(
+    pub(super) fn next_header<M: Media>(
         &mut self,
         medium: &mut Blocking<'_, M>,
         slot: SlotId,
@@ -217,25 +280,39 @@ impl Walk {
         Ok(next.filter(|next| next.kind == SegmentKind::Log && next.segment > segment))
     }
 
-    fn segment_header<M: Media>(
+    pub(super) fn segment_header<M: Media>(
         &mut self,
         medium: &mut Blocking<'_, M>,
         slot: SlotId,
     ) -> Result<Option<SegmentHeader>, StoreError> {
         let (salt, pool) = (self.header.salt, self.header.pool);
         let at = self.header.block_at(slot, 0);
-        match medium.read(at, BLOCK_BYTES) {
-            Ok(block) => {
-                let found = SegmentHeader::decode(salt, pool, block);
-                Ok(found.filter(|header| header.slot == slot))
+        let Some(block) = self.read(medium, at, BLOCK_BYTES)? else { return Ok(None) };
+        let found = SegmentHeader::decode(salt, pool, &block);
+        Ok(found.filter(|header| header.slot == slot))
+    }
+
+    /// Reads, twice if it must be; none if the medium cannot, which is noted.
+    pub(super) fn read<M: Media>(
+        &mut self,
+        medium: &mut Blocking<'_, M>,
+        at: u64,
+        bytes: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut failed = None;
+        for bytes in [bytes, BLOCK_BYTES] {
+            match medium.read(at, bytes) {
+                Ok(found) => return Ok(Some(found.to_vec())),
+                Err(MediumError::Died) => return Err(MediumError::Died.into()),
+                Err(error) => failed = Some(error),
             }
-            Err(MediumError::Died) => Err(MediumError::Died.into()),
-            Err(_) => Ok(None),
         }
+        self.failed = failed;
+        Ok(None)
     }
 
     /// A block of a slot; none if it cannot be read.
-    fn block<M: Media>(
+    pub(super) fn block<M: Media>(
         &mut self,
         medium: &mut Blocking<'_, M>,
         slot: SlotId,
@@ -246,55 +323,50 @@ impl Walk {
             && block >= self.window.first
             && block < self.window.first + have;
         if !is_in {
-            let left = u64::from(self.header.slot_blocks() - block) * BLOCK_BYTES;
+            let left = self.header.slot_blocks().saturating_sub(block);
+            let left = u64::from(left.max(1)) * BLOCK_BYTES;
             let at = self.header.block_at(slot, block);
             let bytes = left.min(medium.buffer_bytes());
-            let mut read = medium.read(at, bytes).map(<[u8]>::to_vec);
-            if matches!(read, Err(ref error) if *error != MediumError::Died) {
-                read = medium.read(at, BLOCK_BYTES).map(<[u8]>::to_vec);
-            }
-            self.window = match read {
-                Ok(bytes) => Window { slot, first: block, bytes },
-                Err(MediumError::Died) => return Err(MediumError::Died.into()),
-                Err(_) => return Ok(None),
-            };
+            let Some(bytes) = self.read(medium, at, bytes)? else { return Ok(None) };
+            self.window = Window { slot, first: block, bytes };
         }
         let start = (u64::from(block - self.window.first) * BLOCK_BYTES) as usize;
         Ok(self.window.bytes.get(start..start + BLOCK_BYTES as usize))
     }
 
-    /// Looks behind the end for a batch that knew more of the log to be durable than there is.
-    fn search<M: Media>(
-        &mut self,
-        medium: &mut Blocking<'_, M>,
-    ) -> Result<Option<Damage>, StoreError> {
-        let (mut slot, mut segment, mut first) = (self.at.slot, self.at.segment, self.at.block);
-        if segment == SegmentId(0) {
-            return Ok(None);
-        }
-        for _ in 0..SEARCH_SEGMENTS_MAX {
-            for block in first..self.header.slot_blocks() {
-                let salt = self.header.salt;
-                let Some(bytes) = self.block(medium, slot, block)? else { continue };
-                let Some(head) = read_batch(salt, bytes) else { continue };
-                let is_real = head.segment == segment && head.block == block;
-                let is_of_epoch = self.epoch.is_none_or(|epoch| head.epoch == epoch);
-                if is_real && is_of_epoch && head.durable_upto > self.at.number {
-                    return Ok(Some(self.damage(head.number)));
-                }
-            }
-            let Some(next) = self.next_header(medium, slot, segment)? else { break };
-            if self.epoch.is_some_and(|epoch| next.epoch != epoch) {
-                break;
-            }
-            (slot, segment, first) = (next.slot, next.segment, 1);
-        }
-        Ok(None)
+    pub(super) fn damage(&self, why: Why) -> Damage {
+        let missing = BatchNumber(self.at.number.0 + 1);
+        Damage { missing, segment: self.at.segment, slot: self.at.slot, why }
     }
 
-    fn damage(&self, proof: BatchNumber) -> Damage {
-        let missing = BatchNumber(self.at.number.0 + 1);
-        Damage { missing, segment: self.at.segment, slot: self.at.slot, proof }
+    /// Whether the data of a batch is what its head says.
+    fn verifies<M: Media>(
+        &mut self,
+        medium: &mut Blocking<'_, M>,
+        one: &Candidate,
+    ) -> Result<bool, StoreError> {
+        let mut sums = Vec::new();
+        for found in Entries::new(&one.block, one.head.entries) {
+            if found.entry.kind.has_data() {
+                sums.extend((0..found.entry.blocks as u32).map(|at| found.checksum(at)));
+            }
+        }
+        if sums.len() as u32 != one.head.data_blocks {
+            return Ok(false);
+        }
+        let mut done = 0;
+        while done < sums.len() {
+            let at = self.header.block_at(one.slot, one.head.block + 1 + done as u32);
+            let left = (sums.len() - done) as u64 * BLOCK_BYTES;
+            let Some(bytes) = self.read(medium, at, left)? else { return Ok(false) };
+            for block in bytes.chunks_exact(BLOCK_BYTES as usize) {
+                if Some(block_checksum(self.header.salt, block)) != sums.get(done).copied() {
+                    return Ok(false);
+                }
+                done += 1;
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -304,37 +376,4 @@ fn enter(known: &mut Known, segment: SegmentId, slot: SlotId) {
         known.segments.use_slot(slot, SegmentKind::Log);
         known.segments.add_whole(segment, SegmentKind::Log, slot);
     }
-}
-
-/// Whether the data of a batch is what its head says.
-fn verifies<M: Media>(
-    medium: &mut Blocking<'_, M>,
-    header: &PoolHeader,
-    one: &Candidate,
-) -> Result<bool, StoreError> {
-    let mut sums = Vec::new();
-    for found in Entries::new(&one.block, one.head.entries) {
-        if found.entry.kind.has_data() {
-            sums.extend((0..found.entry.blocks as u32).map(|at| found.checksum(at)));
-        }
-    }
-    if sums.len() as u32 != one.head.data_blocks {
-        return Ok(false);
-    }
-    let mut done = 0;
-    while done < sums.len() {
-        let at = header.block_at(one.slot, one.head.block + 1 + done as u32);
-        let bytes = match medium.read(at, (sums.len() - done) as u64 * BLOCK_BYTES) {
-            Ok(bytes) => bytes,
-            Err(MediumError::Died) => return Err(MediumError::Died.into()),
-            Err(_) => return Ok(false),
-        };
-        for block in bytes.chunks_exact(BLOCK_BYTES as usize) {
-            if block_checksum(header.salt, block) != sums[done] {
-                return Ok(false);
-            }
-            done += 1;
-        }
-    }
-    Ok(true)
 }

@@ -79,7 +79,7 @@ man:
 	$(CARGO) run --quiet -p bowline -- manual $(BUILD)
 
 soak:
-	bench/soak.sh $(PART)
+	tests/soak.sh $(PART)
 
 clean:
 	rm -rf $(BUILD)

@@ -221,7 +221,8 @@ fn nbdsh_sees_its_writes_over_other_connections(bed: &Bed) {
     let connect = format!("g = nbd.NBD(); g.connect_uri({:?})", bed.uri);
     let script = format!(
         "{connect}\nassert h.can_multi_conn()\nfor i in range(50):\n  \
-         a, b = (h, g) if i % 2 else (g, h)\n  a.pwrite(bytes([i]) * 4096, i * 4096)\n  b.flush()\n  \
+         a, b = (h, g) if i % 2 else (g, h)\n  \
+         a.pwrite(bytes([i]) * 4096, i * 4096)\n  b.flush()\n  \
          assert b.pread(4096, i * 4096) == bytes([i]) * 4096"
     );
     nbdsh(bed, &script);

@@ -47,6 +47,32 @@ fn writers(server: &Server, habits: &[Habit]) -> Vec<Writer> {
     habits.iter().enumerate().map(make).collect()
 }
 
+/// Lets the writers work until `is_over` says so about their number of writes, or their server has
+/// died; ends whatever is left of it, and gives the number.
+fn work(
+    server: &mut Server,
+    writers: &mut Vec<Writer>,
+    crash: Crash,
+    mut is_over: impl FnMut(&mut Server, u64) -> bool,
+) -> u64 {
+    let progress = Arc::new(Progress::default());
+    let threads: Vec<_> = std::mem::take(writers)
+        .into_iter()
+        .map(|mut writer| {
+            let progress = progress.clone();
+            std::thread::spawn(move || {
+                writer.work(&progress);
+                writer
+            })
+        })
+        .collect();
+    until("the writers get on", Duration::from_secs(120), || is_over(server, progress.writes()))
+        .unwrap();
+    server.crash(crash).unwrap();
+    writers.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
+    progress.writes()
+}
+
 /// Lets the writers work, kills everything after some writes, starts it again and judges; round
 /// after round. The first promise that was broken ends it.
 fn kill_loop(
@@ -57,29 +83,10 @@ fn kill_loop(
 ) -> Result<u64, Broken> {
     let mut acknowledged = 0;
     for round in 0..rounds {
-        let progress = Arc::new(Progress::default());
-        let threads: Vec<_> = std::mem::take(writers)
-            .into_iter()
-            .map(|mut writer| {
-                let progress = progress.clone();
-                std::thread::spawn(move || {
-                    writer.work(&progress);
-                    writer
-                })
-            })
-            .collect();
         let target = 200 + mix(round ^ number("BOWLINE_KILL_SEED", 1)) % 2000;
-        until("the writers get on", Duration::from_secs(120), || progress.writes() >= target)
-            .unwrap();
-        server.crash(crash).unwrap();
-        for thread in threads {
-            writers.push(thread.join().unwrap());
-        }
-        acknowledged += progress.writes();
+        acknowledged += work(server, writers, crash, |_, writes| writes >= target);
         server.serve().unwrap();
-        for writer in writers.iter_mut() {
-            writer.judge(crash)?;
-        }
+        writers.iter_mut().try_for_each(|writer| writer.judge(crash))?;
     }
     Ok(acknowledged)
 }
@@ -105,6 +112,43 @@ fn what_was_flushed_survives_the_death_of_the_host_and_the_rest_is_a_prefix() {
     let result = kill_loop(&mut server, &mut writers, Crash::Host, rounds);
     let acknowledged = result.unwrap_or_else(|broken| panic!("{broken}"));
     println!("{rounds} deaths of the host, {acknowledged} acknowledged writes, all promises kept");
+    server.stop().unwrap();
+}
+
+/// At every labelled place of the program, when it is passed for the first time and later.
+#[test]
+fn every_acknowledged_write_survives_a_death_at_every_labelled_place() {
+    let program = env!("CARGO_BIN_EXE_bowline");
+    let labels = bowline_testbed::tool::run(program, &["fail-points"]).unwrap();
+    let labels: Vec<&str> = labels.lines().collect();
+    assert!(labels.len() >= 5, "the program has lost its fail points: {labels:?}");
+    let mut server = Server::start(setup(Kind::Bowline)).unwrap();
+    let mut writers = writers(&server, &[Habit::FLUSHES, Habit::NEVER_FLUSHES]);
+    let mut deaths = 0;
+    for label in &labels {
+        for passing in [1, 2, 17] {
+            server.crash(Crash::Process).unwrap();
+            let armed = ("BOWLINE_KILL_AT".to_string(), format!("{label}:{passing}"));
+            server.setup().environment = vec![armed];
+            if server.try_serve().unwrap() {
+                work(&mut server, &mut writers, Crash::Process, |server, writes| {
+                    deaths += u32::from(server.is_dead());
+                    server.is_dead() || writes > 1000
+                });
+            } else {
+                deaths += 1;
+            }
+            server.crash(Crash::Process).unwrap();
+            server.setup().environment.clear();
+            server.serve().unwrap();
+            for writer in &mut writers {
+                let judged = writer.judge(Crash::Process);
+                judged.unwrap_or_else(|broken| panic!("killed at {label}:{passing}: {broken}"));
+            }
+        }
+    }
+    println!("{} labels, {deaths} deaths, nothing lost", labels.len());
+    assert!(deaths >= 5, "only {deaths} of the fail points were ever passed");
     server.stop().unwrap();
 }
 

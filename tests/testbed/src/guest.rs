@@ -270,7 +270,8 @@ fn disk_arguments(at: usize, disk: &Disk) -> Vec<String> {
     let export =
         if disk.export.is_empty() { String::new() } else { format!(",export={}", disk.export) };
     let node = format!(
-        "driver=nbd,node-name=disk{at},reconnect-delay=600,cache.direct=on,discard=unmap,{server}{export}"
+        "driver=nbd,node-name=disk{at},reconnect-delay=600,cache.direct=on,discard=unmap,\
+         {server}{export}"
     );
     let device = format!("virtio-blk-pci,drive=disk{at},serial={}", disk.serial);
     ["-blockdev", &node, "-device", &device].map(ToString::to_string).to_vec()

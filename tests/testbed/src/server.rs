@@ -146,8 +146,11 @@ impl Server {
     /// # Errors
     /// If they do not come up.
     pub fn serve(&mut self) -> Result<()> {
-        self.spawn()?;
-        self.ready()
+        if self.try_serve()? {
+            return Ok(());
+        }
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        Err(format!("the server ended instead of serving\n{log}").into())
     }
 
     /// Starts the processes.
@@ -164,22 +167,35 @@ impl Server {
         Ok(())
     }
 
-    fn ready(&self) -> Result<()> {
-        let limit = Duration::from_secs(60);
-        let came_up = match self.setup.kind {
-            Kind::Bowline => self.bowline(&["wait", "--timeout", "60s"]).map(|_| ()),
-            _ => until("the peer listens", limit, || {
-                let disks = 0..self.setup.disks.len();
-                disks.into_iter().all(|at| {
-                    [Transport::Unix, Transport::Tcp].iter().all(|&transport| {
-                        crate::nbd::Client::connect(&self.address(transport, at), "").is_ok()
-                    })
-                })
-            }),
-        };
-        came_up.map_err(|error| {
-            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-            format!("the server did not come up: {error}\n{log}").into()
+    /// Starts the processes and waits until clients are served, or until the server has died on
+    /// the way, as a fail point may have told it. Whether it lives.
+    ///
+    /// # Errors
+    /// If neither happens.
+    pub fn try_serve(&mut self) -> Result<bool> {
+        self.spawn()?;
+        let mut lives = false;
+        until("the server lives or dies", Duration::from_secs(60), || {
+            lives = self.is_ready();
+            lives || self.is_dead()
+        })?;
+        Ok(lives)
+    }
+
+    /// Whether the process that was started has ended.
+    pub fn is_dead(&mut self) -> bool {
+        self.processes.iter_mut().all(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn is_ready(&self) -> bool {
+        if self.setup.kind == Kind::Bowline {
+            return self.bowline(&["wait", "--timeout", "0s"]).is_ok();
+        }
+        let transports = [Transport::Unix, Transport::Tcp];
+        (0..self.setup.disks.len()).all(|at| {
+            transports.iter().all(|&transport| {
+                crate::nbd::Client::connect(&self.address(transport, at), "").is_ok()
+            })
         })
     }
 

@@ -68,6 +68,9 @@ enum Verb {
     /// Write manual pages and completions into a folder
     #[command(hide = true)]
     Manual(manual::Manual),
+    /// Print the labels of the places where a test can make the server die
+    #[command(hide = true)]
+    FailPoints,
 }
 
 /// What a verb that ended without trouble has to say by its exit code.
@@ -120,7 +123,15 @@ fn run(verb: Verb, control: Option<PathBuf>, context: &Context) -> Result<Outcom
         Verb::Stop => status::stop(context),
         Verb::Completions(completions) => completions.run(),
         Verb::Manual(manual) => manual.run(),
+        Verb::FailPoints => fail_points(),
     }
+}
+
+/// What `BOWLINE_KILL_AT=LABEL:COUNT` may name.
+fn fail_points() -> Result<Outcome, Problem> {
+    let lines = bowline_arena::fail::labels().into_iter().map(|label| format!("{label}\n"));
+    output::print(&lines.collect::<String>())?;
+    Ok(Outcome::Well)
 }
 
 /// The socket that was named, or the embedded pool's, or the only one under /run/bowline.

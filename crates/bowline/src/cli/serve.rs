@@ -53,6 +53,8 @@ pub struct Serve {
 impl Serve {
     pub fn run(self, control: Option<PathBuf>) -> Result<Outcome, Problem> {
         logging::start();
+        bowline_arena::fail::arm_from_environment()
+            .map_err(|error| super::usage("a fail point cannot be armed").why(error.to_string()))?;
         let config = self.config(control)?;
         for folder in [config.control.parent(), Some(config.arena.as_path())].into_iter().flatten()
         {

@@ -1,6 +1,7 @@
 //! What is done to a pool that nobody serves: making it, checking it, and seeing first what is
 //! there.
 
+mod create;
 mod signature;
 
 use std::fs::{File, OpenOptions};
@@ -23,7 +24,7 @@ pub struct Create {
     pub preallocate: bool,
 }
 
-fn failed(path: &Path, what: &str, error: impl ToString) -> Problem {
+fn failed(path: &Path, what: &str, error: impl std::fmt::Display) -> Problem {
     Problem::new(Kind::Failed, format!("cannot {what} {}", path.display())).why(error.to_string())
 }
 
@@ -75,12 +76,12 @@ pub fn must_not_be_in_use(path: &Path) -> Result<(), Problem> {
     }
 }
 
-/// Makes a pool.
+/// Makes a pool, over whatever is there: ask [`signature`] first.
 ///
 /// # Errors
 /// If the file or device cannot be used, or is too small.
 pub fn create(order: &Create) -> Result<PoolCreated, Problem> {
-    Err(failed(&order.path, "make a pool in", "this build has no store"))
+    create::create(order)
 }
 
 /// Reads a pool through and gives a verdict.

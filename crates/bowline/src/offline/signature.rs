@@ -16,7 +16,7 @@ const fn known(at: u64, bytes: &'static [u8], name: &'static str) -> Known {
 
 /// In this order: what lies deeper comes before what only points at it.
 const KNOWN: &[Known] = &[
-    known(0, b"BOWLINE", "a Bowline pool"),
+    known(0, b"BOWLPOOL", "a Bowline pool"),
     known(0x438, &[0x53, 0xef], "an ext2, ext3 or ext4 file system"),
     known(0, b"XFSB", "an XFS file system"),
     known(0x10040, b"_BHRfS_M", "a btrfs file system"),

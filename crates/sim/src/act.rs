@@ -13,8 +13,9 @@ use crate::workload::{Op, Target};
 
 /// Virtual time after which a store that has not answered hangs.
 const PATIENCE_MICROS: u64 = 120_000_000;
-/// Below this share of the pool, in 1,000, live data may not be too much.
-const FULL_PERMILLE: u64 = 450;
+/// Below this share of its limit, in 1,000, live data may not be too much. The map and the heads of
+/// batches take the rest in pools as small as these.
+const FULL_PERMILLE: u64 = 700;
 
 impl<S: Subject> Simulation<'_, S> {
     /// One operation.
@@ -119,7 +120,8 @@ impl<S: Subject> Simulation<'_, S> {
                 Err(broken) => return Err(broken),
             }
         }
-        Err(Violation(format!("{change:?} is refused as busy for ever")).into())
+        let says = self.call(|subject| subject.describe())?;
+        Err(Violation(format!("{change:?} is refused as busy for ever: {says}")).into())
     }
 
     fn full(&mut self, change: Change) -> Step<()> {
@@ -133,8 +135,10 @@ impl<S: Subject> Simulation<'_, S> {
             }
             Change::Disk { .. } => 0,
         };
-        if (live + wanted) * 1000 < all * FULL_PERMILLE {
-            let text = format!("no space with {live} of {all} blocks live and {wanted} wanted");
+        let limit = self.call(|subject| subject.live_blocks_max())?;
+        if (live + wanted) * 1000 < limit * FULL_PERMILLE {
+            let says = self.call(|subject| subject.describe())?;
+            let text = format!("no space with {live} of {all} blocks live and {wanted} wanted: {says}");
             return Err(Violation(text).into());
         }
         self.workload.relieve();
@@ -245,7 +249,9 @@ impl<S: Subject> Simulation<'_, S> {
             rounds += 1;
             let waited = self.host.device.borrow().now() - start;
             if waited > PATIENCE_MICROS || rounds > 500_000 {
-                let text = format!("waited {waited} us in vain for {what}: {:?}", self.waiting);
+                let says = self.call(|subject| subject.describe())?;
+                let waiting = &self.waiting;
+                let text = format!("waited {waited} us in vain for {what}: {waiting:?}: {says}");
                 return Err(Violation(text).into());
             }
         }

@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::journal::Moment;
 use crate::model::{Model, Violation};
 use crate::recover::Crash;
-use crate::run::{Options, Simulation, Stop, guarded};
+use crate::run::{Options, POOL_HEAD_BLOCKS, Simulation, Stop, guarded};
 use crate::subject::{Host, Setup, Subject};
 use crate::{Coverage, Random};
 
@@ -69,8 +69,8 @@ pub fn explore<S: Subject>(seed: u64, what: &Exploration) -> Result<Coverage, Vi
     let mut random = Random::new(seed);
     let setup = S::setup(Setup {
         slot_blocks: 16,
-        slots: 40,
-        medium_blocks: 16 * 40,
+        slots: 60,
+        medium_blocks: 16 * 60 + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
         checkpoint_bytes: 256 << 10,
         broken: what.broken.clone(),

@@ -4,7 +4,7 @@
 use crate::faults::Faults;
 use crate::model::Violation;
 use crate::recover::Crash;
-use crate::run::{Options, Simulation, Stop, guarded};
+use crate::run::{Options, POOL_HEAD_BLOCKS, Simulation, Stop, guarded};
 use crate::stamp::Seen;
 use crate::subject::{Health, OpenError, Setup, Subject};
 use crate::{Coverage, Random};
@@ -20,7 +20,7 @@ pub fn lie<S: Subject>(seed: u64) -> Result<Coverage, Violation> {
     let setup = S::setup(Setup {
         slot_blocks: 32,
         slots: 60,
-        medium_blocks: 32 * 60,
+        medium_blocks: 32 * 60 + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
         checkpoint_bytes: 1 << 20,
         broken: None,

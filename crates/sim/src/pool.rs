@@ -255,6 +255,15 @@ impl Subject for Pool {
         self.store.close().map_err(|error| error.to_string())
     }
 
+    fn live_blocks_max(&self) -> u64 {
+        self.store.status().space.limit_bytes / PAGE as u64
+    }
+
+    fn describe(&self) -> String {
+        let status = self.store.status();
+        format!("{:?}, free pages {}", status, self.pages.borrow().free())
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let counters = self.store.status().counters;
         vec![

@@ -236,6 +236,10 @@ impl Reference {
 impl Subject for Reference {
     const COVERED: &'static [&'static str] = &["records appended"];
 
+    fn live_blocks_max(&self) -> u64 {
+        self.setup.medium_blocks
+    }
+
     fn setup(setup: Setup) -> Setup {
         Setup { medium_blocks: 1 << 18, ..setup }
     }

@@ -14,6 +14,9 @@ use crate::subject::{Host, Run, Setup, Subject};
 use crate::workload::Workload;
 use crate::{Faults, Random};
 
+/// Blocks before the first slot of a pool.
+pub(crate) const POOL_HEAD_BLOCKS: u64 = 256;
+
 /// How a seed is to be run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -113,12 +116,12 @@ pub fn run_seed<'a, S: Subject>(
     sink: Option<Sink<'a>>,
 ) -> Outcome {
     let mut random = Random::new(seed);
-    let slot_blocks = [16, 32, 64][random.below(3) as usize];
-    let slots = random.between(40, 100);
+    let slot_blocks = [16, 32, 32, 64][random.below(4) as usize];
+    let slots = random.between(56, 110);
     let setup = S::setup(Setup {
         slot_blocks,
         slots,
-        medium_blocks: slot_blocks * slots,
+        medium_blocks: slot_blocks * slots + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
         checkpoint_bytes: random.between(256 << 10, 2 << 20),
         broken: options.broken.clone(),

@@ -259,6 +259,14 @@ pub trait Subject: Sized {
     /// In words.
     fn close(self) -> Result<(), String>;
 
+    /// Most blocks of data it says it can hold; near them it may refuse for want of space.
+    fn live_blocks_max(&self) -> u64;
+
+    /// What it says of itself, for the report of a broken promise.
+    fn describe(&self) -> String {
+        String::new()
+    }
+
     /// What it has counted since it was opened, names from [`Subject::COVERED`] and others.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }

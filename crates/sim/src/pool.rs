@@ -7,7 +7,8 @@ use std::rc::Rc;
 use bowline_arena::{Pages, SharedPages};
 use bowline_store::{
     ArenaRegion, BlockState, Broken, CreateOptions, Disk, DiskId, Durability, Event, Lba, Micros,
-    Payload, PoolId, PoolState, Provision, Refused, Store, StoreError, StoreOptions, Ticket, create,
+    Payload, PoolId, PoolState, Provision, Refused, Store, StoreError, StoreOptions, Ticket,
+    create,
 };
 
 use crate::media::SimMedia;
@@ -69,11 +70,9 @@ fn broken(setup: &Setup) -> Vec<Broken> {
     vec![mode]
 }
 
-/// The catalogue's errors do not tell a refusal that passes from one that stays.
 fn refusal(error: StoreError) -> Refused {
     match error {
-        StoreError::Invalid(text) if text.contains("busy") => Refused::Busy,
-        StoreError::Invalid(text) if text.contains("no space") => Refused::NoSpace,
+        StoreError::Refused(why) => why,
         other => Refused::Stopped(other.to_string()),
     }
 }
@@ -133,8 +132,7 @@ impl Subject for Pool {
 
     fn create_disk(&mut self, disk: u32, blocks: u64) -> Result<(), Refused> {
         let bytes = blocks * PAGE as u64;
-        let made =
-            self.store.create_disk(&name(disk), bytes, Durability::Strict, Provision::Thin);
+        let made = self.store.create_disk(&name(disk), bytes, Durability::Strict, Provision::Thin);
         self.ids.insert(disk, made.map_err(refusal)?);
         Ok(())
     }
@@ -149,9 +147,8 @@ impl Subject for Pool {
     }
 
     fn disks(&self) -> Vec<(u32, u64)> {
-        let size = |(&disk, &id): (&u32, &DiskId)| {
-            Some((disk, self.store.disk(id)?.bytes / PAGE as u64))
-        };
+        let size =
+            |(&disk, &id): (&u32, &DiskId)| Some((disk, self.store.disk(id)?.bytes / PAGE as u64));
         self.ids.iter().filter_map(size).collect()
     }
 

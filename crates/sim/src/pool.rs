@@ -70,11 +70,9 @@ fn broken(setup: &Setup) -> Vec<Broken> {
     vec![mode]
 }
 
-/// The catalogue's errors do not tell a refusal that passes from one that stays.
 fn refusal(error: StoreError) -> Refused {
     match error {
-        StoreError::Invalid(text) if text.contains("busy") => Refused::Busy,
-        StoreError::Invalid(text) if text.contains("no space") => Refused::NoSpace,
+        StoreError::Refused(why) => why,
         other => Refused::Stopped(other.to_string()),
     }
 }

@@ -87,6 +87,9 @@ pub enum StoreError {
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Invalid(String),
+    /// The pool takes no change now.
+    #[error("the pool takes no change now: {0}")]
+    Refused(#[from] Refused),
 }
 
 /// What a range of a disk holds.

@@ -34,6 +34,11 @@ impl<'a, M: Media> Blocking<'a, M> {
         Ok(Blocking { media, memory, pages: pages.clone(), buffer: Some(buffer), next: 0 })
     }
 
+    /// The medium itself.
+    pub(crate) fn media(&self) -> &M {
+        self.media
+    }
+
     /// Bytes the buffer holds.
     pub(crate) fn buffer_bytes(&self) -> u64 {
         self.buffer.as_ref().map_or(0, |span| u64::from(span.bytes()))

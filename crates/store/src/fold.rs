@@ -450,7 +450,8 @@ impl<M: Media> Store<M> {
 
     fn fold_leaf(&mut self, fold: &mut Fold, lineage: LineageId, leaf: u64) -> Result<(), Missing> {
         let record = fold.lineages.get(&lineage).copied();
-        let Some(record) = record.filter(|r| leaf * FANOUT < span_of_level(r.height)) else {
+        let is_in = |r: &LineageRecord| r.height > 0 && leaf * FANOUT < span_of_level(r.height);
+        let Some(record) = record.filter(is_in) else {
             // Beyond the end of the disk, or of a disk that is gone: all of it is dead.
             let frozen = self.map.frozen.as_ref();
             let dead: Vec<Entry> = frozen

@@ -7,6 +7,7 @@ mod api;
 mod appender;
 mod blocking;
 mod catalogue;
+mod check;
 mod checkpoint;
 mod compaction;
 mod fold;
@@ -30,6 +31,12 @@ pub use api::{
     BlockState, Disk, Durability, Event, Extent, Payload, Provision, ReadError, Refused,
     StoreError, Ticket,
 };
+pub use check::{
+    CheckOptions, CheckProgress, CheckReport, CheckVerdict, CheckedDisk, Finding, Loss, RepairStep,
+    Severity, check,
+};
+#[doc(hidden)]
+pub use check::{Place, PlaceKind};
 pub use format::{FORMAT_VERSION, PoolHeader};
 pub use ids::{
     BLOCK_BYTES, BatchNumber, DiskId, Epoch, Lba, LineageId, Micros, PoolId, SegmentId, Seq, SlotId,

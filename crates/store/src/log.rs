@@ -597,7 +597,8 @@ impl Log {
             });
         }
         if !is_sound || progress != found.progress {
-            return Err(format!("batch {} in the arena does not verify", found.number));
+            let what = if is_sound { "its entries" } else { "its data" };
+            return Err(format!("batch {} in the arena does not verify: {what}", found.number));
         }
         self.next_number = BatchNumber(found.number.0 + 1);
         self.adopted += 1;

@@ -37,7 +37,7 @@ impl Generation {
         self.deltas.is_empty() && self.ranges.is_empty()
     }
 
-    fn get(&self, lineage: LineageId, lba: Lba) -> Option<Entry> {
+    pub(crate) fn get(&self, lineage: LineageId, lba: Lba) -> Option<Entry> {
         newest(self.deltas.get(lineage, lba), self.ranges.get(lineage, lba))
     }
 

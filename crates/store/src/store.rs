@@ -325,7 +325,9 @@ impl<M: Media> Store<M> {
         }
         let pages = copied + Log::overhead_pages(blocks);
         let batches = u64::from(blocks / 32 + 2);
-        if self.log.pages.borrow().free() < pages || !self.log.has_descriptors(batches) {
+        // An eighth of the pages stays for reads: they go on whatever stops the log.
+        let kept = self.log.pages.borrow().count() / 8;
+        if self.log.pages.borrow().free() < pages + kept || !self.log.has_descriptors(batches) {
             return self.busy();
         }
         self.admit_space(class, blocks)
@@ -781,7 +783,8 @@ impl<M: Media> Store<M> {
     }
 
     fn put_disk(&mut self, disk: Disk) -> Result<(), StoreError> {
-        self.put_record(&Record::Disk(disk)).map(|_| ()).map_err(|why| refused(&why))
+        self.put_record(&Record::Disk(disk))?;
+        Ok(())
     }
 
     /// Changes what FLUSH means on a disk.
@@ -803,7 +806,8 @@ impl<M: Media> Store<M> {
         if !self.catalogue.disks.contains_key(&id) {
             return Err(StoreError::Invalid(format!("there is no disk {id}")));
         }
-        self.put_record(&Record::Destroyed(id)).map(|_| ()).map_err(|why| refused(&why))
+        self.put_record(&Record::Destroyed(id))?;
+        Ok(())
     }
 
     /// Slots a checkpoint of what has changed so far may take.
@@ -827,10 +831,6 @@ impl<M: Media> Store<M> {
         !self.map.active.is_empty()
             || (self.compaction.waits_for_age() && self.bytes_since_checkpoint > 0)
     }
-}
-
-fn refused(why: &Refused) -> StoreError {
-    StoreError::Invalid(format!("the pool takes no change now: {why}"))
 }
 
 /// Whose floor of free slots a request must leave.

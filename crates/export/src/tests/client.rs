@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bowline_disk::Volume;
 use bowline_store::BLOCK_BYTES;
 use bowline_wire::client::{self, ChunkBody, OptionReply, ReplyHead};
 use bowline_wire::reply::Extent;
@@ -72,7 +73,7 @@ pub fn take_opening(incoming: &mut Vec<u8>) -> Vec<OptionReply> {
 }
 
 /// A session in the transmission phase.
-pub fn connect(rig: &mut Rig, name: &str, structured: bool) -> SessionId {
+pub fn connect<V: Volume>(rig: &mut Rig<V>, name: &str, structured: bool) -> SessionId {
     let id = rig.accept();
     rig.send(id, &opening(name, structured));
     rig.settle();
@@ -138,7 +139,7 @@ fn add(outcome: &mut Outcome, body: ChunkBody<'_>) {
 }
 
 /// Sends requests, waits, and returns what became of them by cookie. The stream is used up.
-pub fn ask(rig: &mut Rig, id: SessionId, stream: &[u8]) -> BTreeMap<u64, Outcome> {
+pub fn ask<V: Volume>(rig: &mut Rig<V>, id: SessionId, stream: &[u8]) -> BTreeMap<u64, Outcome> {
     rig.send(id, stream);
     rig.settle();
     let reads = reads_of(stream);
@@ -160,7 +161,7 @@ pub fn reads_of(mut stream: &[u8]) -> BTreeMap<u64, (u64, u32)> {
 }
 
 /// One request, one outcome.
-pub fn one(rig: &mut Rig, id: SessionId, stream: &[u8]) -> Outcome {
+pub fn one<V: Volume>(rig: &mut Rig<V>, id: SessionId, stream: &[u8]) -> Outcome {
     let outcomes = ask(rig, id, stream);
     assert_eq!(outcomes.len(), 1, "one reply");
     let outcome = outcomes.into_values().next().unwrap();
@@ -168,13 +169,13 @@ pub fn one(rig: &mut Rig, id: SessionId, stream: &[u8]) -> Outcome {
     outcome
 }
 
-pub fn write(rig: &mut Rig, id: SessionId, offset: u64, bytes: &[u8]) -> Outcome {
+pub fn write<V: Volume>(rig: &mut Rig<V>, id: SessionId, offset: u64, bytes: &[u8]) -> Outcome {
     let mut stream = request(1, 0, 1, offset, bytes.len() as u32);
     stream.extend_from_slice(bytes);
     one(rig, id, &stream)
 }
 
-pub fn read(rig: &mut Rig, id: SessionId, offset: u64, bytes: u32) -> Outcome {
+pub fn read<V: Volume>(rig: &mut Rig<V>, id: SessionId, offset: u64, bytes: u32) -> Outcome {
     one(rig, id, &request(0, 0, 2, offset, bytes))
 }
 

@@ -32,7 +32,7 @@ fn cuts(bytes: usize) -> impl Iterator<Item = usize> {
 fn the_end_of_the_stream_is_clean_at_every_byte() {
     let stream = stream();
     let mut rig = Rig::roomy();
-    rig.disks.store_mut().delay_polls = 3;
+    rig.delay(3);
     for cut in cuts(stream.len()) {
         let id = rig.accept();
         rig.send(id, &stream[..cut]);
@@ -48,7 +48,7 @@ fn the_end_of_the_stream_is_clean_at_every_byte() {
 fn a_broken_connection_is_clean_at_every_byte() {
     let stream = stream();
     let mut rig = Rig::roomy();
-    rig.disks.store_mut().delay_polls = 3;
+    rig.delay(3);
     for (turn, cut) in cuts(stream.len()).enumerate() {
         let id = rig.accept();
         rig.send(id, &stream[..cut]);
@@ -68,7 +68,7 @@ fn a_broken_connection_is_clean_at_every_byte() {
 #[test]
 fn replies_are_sent_after_the_client_ended_its_stream() {
     let mut rig = Rig::roomy();
-    rig.disks.store_mut().delay_polls = 10;
+    rig.delay(10);
     let id = rig.accept();
     rig.send(id, &opening("one", false));
     rig.send(id, &request(command::READ, 0, 1, 0, 4096));

@@ -55,7 +55,7 @@ fn a_header_in_two_parts_survives_the_loss_of_its_ring() {
 fn the_longest_write_and_read_go_through_at_once() {
     for structured in [false, true] {
         let mut rig = Rig::roomy();
-        rig.disks.store_mut().delay_polls = 3;
+        rig.delay(3);
         let writers = [(); 3].map(|()| connect(&mut rig, "one", structured));
         let readers = [(); 3].map(|()| connect(&mut rig, "one", structured));
         let small = connect(&mut rig, "one", structured);

@@ -7,6 +7,7 @@ mod memory;
 mod requests;
 mod rig;
 mod rings;
+mod store;
 mod volume;
 
 /// Numbers that are the same for the same seed, for ever (SplitMix64).

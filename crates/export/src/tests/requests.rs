@@ -32,7 +32,7 @@ fn what_was_written_is_read() {
 #[test]
 fn flush_and_fua_wait_for_the_store() {
     let mut rig = Rig::roomy();
-    rig.disks.store_mut().delay_polls = 20;
+    rig.delay(20);
     let id = connect(&mut rig, "one", true);
     let mut stream = request(command::WRITE, 0, 1, 0, 4096);
     stream.extend([1; 4096]);
@@ -254,7 +254,7 @@ fn errors_of_the_store_reach_the_client() {
 #[test]
 fn a_disconnect_waits_for_replies() {
     let mut rig = Rig::roomy();
-    rig.disks.store_mut().delay_polls = 50;
+    rig.delay(50);
     let id = connect(&mut rig, "one", false);
     let mut stream = Vec::new();
     for cookie in 0..20 {
@@ -270,7 +270,7 @@ fn a_disconnect_waits_for_replies() {
 #[test]
 fn a_server_that_is_shut_down_answers_first() {
     let mut rig = Rig::roomy();
-    rig.disks.store_mut().delay_polls = 5;
+    rig.delay(5);
     let id = connect(&mut rig, "one", true);
     let idle = connect(&mut rig, "one", true);
     let fresh = rig.accept();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bowline_arena::{Memory, PAGE_BYTES, Pages, Part, SharedPages};
-use bowline_disk::Disks;
+use bowline_disk::{Disks, Volume};
 use bowline_store::{DiskId, Micros};
 
 use super::Random;
@@ -37,9 +37,9 @@ pub struct Connection {
     pub closed: Option<CloseCause>,
 }
 
-pub struct Rig {
+pub struct Rig<V: Volume = MapVolume> {
     pub server: NbdServer,
-    pub disks: Disks<MapVolume>,
+    pub disks: Disks<V>,
     pub pages: SharedPages,
     memory: Rc<Memory>,
     pub connections: BTreeMap<SessionId, Connection>,
@@ -50,15 +50,35 @@ pub struct Rig {
     /// Receives cancelled by the server.
     pub cancelled: u64,
     turns: u64,
+    /// Polls without anything moving until nothing will.
+    pub rest_polls: u64,
 }
 
 impl Rig {
     pub fn new(pages: u64, options: Options) -> Rig {
         let memory = Rc::new(Memory::private(pages * u64::from(PAGE_BYTES)));
-        let pages = Rc::new(RefCell::new(Pages::whole(Rc::clone(&memory))));
+        let pages = Rc::new(RefCell::new(Pages::whole(memory)));
         let mut volume = MapVolume::new(Rc::clone(&pages));
         volume.add_disk(DISK, "one", DISK_BYTES);
         volume.add_disk(FROZEN, "frozen", DISK_BYTES);
+        Rig::over(volume, pages, options)
+    }
+
+    /// 48 MiB of pages and the defaults.
+    pub fn roomy() -> Rig {
+        Rig::new(48 << 8, Options::default())
+    }
+
+    /// What the store is asked for comes back so many polls later.
+    pub fn delay(&mut self, polls: u64) {
+        self.disks.store_mut().delay_polls = polls;
+        self.rest_polls = polls + 3;
+    }
+}
+
+impl<V: Volume> Rig<V> {
+    pub fn over(volume: V, pages: SharedPages, options: Options) -> Rig<V> {
+        let memory = pages.borrow().memory().clone();
         let mut server = NbdServer::new(Rc::clone(&pages), options);
         let exported = |disk, name: &str, read_only| ExportedDisk {
             disk,
@@ -78,12 +98,8 @@ impl Rig {
             piece_bytes_max: u64::MAX,
             cancelled: 0,
             turns: 0,
+            rest_polls: 4,
         }
-    }
-
-    /// 48 MiB of pages and the defaults.
-    pub fn roomy() -> Rig {
-        Rig::new(48 << 8, Options::default())
     }
 
     pub fn accept(&mut self) -> SessionId {
@@ -232,7 +248,7 @@ impl Rig {
     /// Goes on until nothing moves, not even what comes back some polls later.
     pub fn settle(&mut self) {
         let (mut quiet, limit) = (0, self.turns + 200_000);
-        while quiet <= self.disks.store().delay_polls + 2 {
+        while quiet <= self.rest_polls {
             assert!(self.turns < limit, "it never comes to rest");
             quiet = if self.turn() { 0 } else { quiet + 1 };
         }

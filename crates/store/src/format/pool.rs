@@ -62,6 +62,11 @@ struct Raw {
 
 const _: () = assert!(size_of::<Raw>() == 64);
 
+/// Whether a block was, or pretends to be, a pool header.
+pub(crate) fn has_pool_magic(block: &[u8]) -> bool {
+    block.starts_with(&MAGIC)
+}
+
 impl PoolHeader {
     /// Writes the header into a zeroed block.
     pub(crate) fn encode(&self, block: &mut [u8]) {

@@ -119,7 +119,7 @@ pub(crate) fn read_header<M: Media>(
 
 /// A place for a superblock, and what it holds.
 pub(crate) struct RootCopy {
-    pub epoch_slot: u64,
+    pub pair: u64,
     pub copy: u64,
     pub found: Result<Option<Superblock>, MediumError>,
 }
@@ -130,16 +130,16 @@ pub(crate) fn read_roots<M: Media>(
     header: &PoolHeader,
 ) -> Vec<RootCopy> {
     let mut all = Vec::new();
-    for epoch_slot in 0..SUPERBLOCK_PAIRS {
+    for pair in 0..SUPERBLOCK_PAIRS {
         for copy in 0..SUPERBLOCK_COPIES {
-            let block = medium.read(superblock_at(epoch_slot, copy), BLOCK_BYTES);
+            let block = medium.read(superblock_at(pair, copy), BLOCK_BYTES);
             let found = block.map(|block| {
                 let found = Superblock::decode(header.salt, header.pool, block);
                 found.filter(|root| {
-                    root.epoch.0 % SUPERBLOCK_PAIRS == epoch_slot || root.epoch.0 == 0
+                    root.epoch.0 % SUPERBLOCK_PAIRS == pair || root.epoch.0 == 0
                 })
             });
-            all.push(RootCopy { epoch_slot, copy, found });
+            all.push(RootCopy { pair, copy, found });
         }
     }
     all
@@ -154,11 +154,11 @@ pub(crate) fn choose_root(copies: Vec<RootCopy>) -> Result<Superblock, StoreErro
     let mut errors = BTreeMap::new();
     let mut pairs = BTreeSet::new();
     let mut best: Option<Superblock> = None;
-    for RootCopy { epoch_slot, found, .. } in copies {
+    for RootCopy { pair, found, .. } in copies {
         match found {
             Ok(None) => {}
             Ok(Some(found)) => {
-                pairs.insert(epoch_slot);
+                pairs.insert(pair);
                 let is_better = best.as_ref().is_none_or(|best| {
                     (found.epoch, found.generation) > (best.epoch, best.generation)
                 });
@@ -167,7 +167,7 @@ pub(crate) fn choose_root(copies: Vec<RootCopy>) -> Result<Superblock, StoreErro
                 }
             }
             Err(error) => {
-                errors.insert(epoch_slot, error);
+                errors.insert(pair, error);
             }
         }
     }

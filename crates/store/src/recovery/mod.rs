@@ -37,7 +37,7 @@ use crate::{BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
 pub use load::{CreateOptions, create};
 pub(crate) use load::{choose_root, load_blob, read_header, read_root, read_roots};
 pub(crate) use replay::Replay;
-pub(crate) use walk::Walk;
+pub(crate) use walk::{Damage, Walk};
 
 /// Pages for reading the map, and for the streams.
 const LOAD_PAGES: u32 = 32;
@@ -81,6 +81,12 @@ impl<M: Media> Store<M> {
         if options.broken.contains(&Broken::PublishBeforeContent) {
             staging.break_publish();
         }
+        // Before anything else takes a page: these hold what the dead process acknowledged.
+        let left = if arena.is_fresh {
+            Ok(Vec::new())
+        } else {
+            take_left(&staging, &memory, &arena.pages)
+        };
         let header = read_header(&mut Blocking::new(&mut media, &arena.pages)?)?;
         let root = {
             let mut medium = Blocking::new(&mut media, &arena.pages)?;
@@ -89,8 +95,7 @@ impl<M: Media> Store<M> {
         let is_ours = !arena.is_fresh
             && staging.belongs_to(&memory, root.epoch)
             && !options.broken.contains(&Broken::IgnoreArena);
-        let left =
-            if is_ours { take_left(&staging, &memory, &arena.pages) } else { Ok(Vec::new()) };
+        let left = if is_ours { left } else { forget_left(left, &arena.pages) };
         let lost = !is_ours && !root.clean && root.boot == options.boot && root.epoch.0 > 0;
         let state =
             if lost && !options.accept_loss && !options.broken.contains(&Broken::IgnoreArena) {
@@ -122,6 +127,16 @@ fn take_left(staging: &Staging, memory: &Memory, pages: &SharedPages) -> Result<
         all.push(Left { found, head, data });
     }
     Ok(all)
+}
+
+/// Gives back what turned out to be another epoch's.
+fn forget_left(left: Result<Vec<Left>, String>, pages: &SharedPages) -> Result<Vec<Left>, String> {
+    for Left { head, data, .. } in left.unwrap_or_default() {
+        let mut pages = pages.borrow_mut();
+        pages.give(head);
+        data.into_iter().for_each(|span| pages.give(span));
+    }
+    Ok(Vec::new())
 }
 
 struct Opening<M> {

@@ -93,12 +93,12 @@ pub struct ExportedDisk {
 /// What the event loop has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Say [`NbdServer::readable`] when there is a byte to receive, or the stream has ended.
+    /// Say [`NbdServer::readable`](crate::NbdServer::readable) when there is a byte to receive, or the stream has ended.
     AwaitReadable {
         /// On which session.
         session: SessionId,
     },
-    /// Receive into these parts; then say [`NbdServer::received`].
+    /// Receive into these parts; then say [`NbdServer::received`](crate::NbdServer::received).
     Receive {
         /// On which session.
         session: SessionId,
@@ -110,7 +110,7 @@ pub enum Action {
         /// On which session.
         session: SessionId,
     },
-    /// Send these parts, or the first of their bytes; then say [`NbdServer::sent`].
+    /// Send these parts, or the first of their bytes; then say [`NbdServer::sent`](crate::NbdServer::sent).
     Send {
         /// On which session.
         session: SessionId,

@@ -5,6 +5,8 @@ use bowline_store::{DiskId, Micros};
 use bowline_wire::{BadMagic, CloseReason, PAYLOAD_BYTES_MAX};
 
 use crate::Counters;
+#[cfg(doc)]
+use crate::NbdServer;
 use crate::slab::Key;
 
 /// Names a session; never names another one later.
@@ -93,12 +95,12 @@ pub struct ExportedDisk {
 /// What the event loop has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Say [`NbdServer::readable`](crate::NbdServer::readable) when there is a byte to receive, or the stream has ended.
+    /// Say [`NbdServer::readable`] when there is a byte to receive, or the stream has ended.
     AwaitReadable {
         /// On which session.
         session: SessionId,
     },
-    /// Receive into these parts; then say [`NbdServer::received`](crate::NbdServer::received).
+    /// Receive into these parts; then say [`NbdServer::received`].
     Receive {
         /// On which session.
         session: SessionId,
@@ -110,7 +112,7 @@ pub enum Action {
         /// On which session.
         session: SessionId,
     },
-    /// Send these parts, or the first of their bytes; then say [`NbdServer::sent`](crate::NbdServer::sent).
+    /// Send these parts, or the first of their bytes; then say [`NbdServer::sent`].
     Send {
         /// On which session.
         session: SessionId,

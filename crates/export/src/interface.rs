@@ -124,7 +124,8 @@ pub enum Action {
         /// Which session.
         session: SessionId,
     },
-    /// Shut down and close the socket. Nothing of the session is under way; it is not heard of again.
+    /// Shut down and close the socket. Nothing of the session is under way; it is not heard of
+    /// again.
     Close {
         /// Which session.
         session: SessionId,

@@ -1,8 +1,8 @@
 //! NBD sessions over disks, as one state machine without I/O.
 //!
-//! [`NbdServer`] owns all sessions of an instance. The event loop pulls [`Action`]s from it, carries
-//! them out on its sockets, and tells what came of them; disks are called directly, and their
-//! events are handed over. Nothing here blocks, reads a clock or touches a socket.
+//! [`NbdServer`] owns all sessions of an instance. The event loop pulls [`Action`]s from it,
+//! carries them out on its sockets, and tells what came of them; disks are called directly, and
+//! their events are handed over. Nothing here blocks, reads a clock or touches a socket.
 //!
 //! Bytes:
 //! - Everything the kernel reads or writes lies in pages of the shared memory. A payload of 64 KiB

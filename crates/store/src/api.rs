@@ -69,6 +69,17 @@ pub enum ReadError {
         /// Where the page was expected.
         segment: SegmentId,
     },
+    /// A repair gave the block up.
+    #[error(
+        "disk {disk} block {lba}: lost, and given up by `bowline pool repair`; \
+         restore it from a copy, or discard it"
+    )]
+    Lost {
+        /// The disk that was read.
+        disk: DiskId,
+        /// The block.
+        lba: Lba,
+    },
 }
 
 /// What a store could not do.

@@ -121,7 +121,7 @@ impl<M: Media> Store<M> {
         self.checkpoint_wanted = false;
         self.checkpoints_begun += 1;
         let lineages = self.map.lineages.clone();
-        let fold = Fold::new(lineages, &frozen.catalogue);
+        let fold = Fold::new(lineages, &frozen.catalogue, &self.options.give_up);
         self.checkpoint = Some(Checkpoint {
             begun: self.checkpoints_begun,
             position: frozen.position,
@@ -371,6 +371,7 @@ impl<M: Media> Store<M> {
             .lineages
             .retain(|id, _| folded.contains_key(id) || id.0 >= checkpoint.catalogue.next_lineage);
         self.map.lineages.extend(folded);
+        self.options.give_up.clear();
         self.map.thaw();
         for (segment, indices) in std::mem::take(&mut checkpoint.fold.dying) {
             for index in indices {

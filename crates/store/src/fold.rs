@@ -39,6 +39,8 @@ pub(crate) struct Fold {
     /// Roots as they will be.
     pub lineages: Roots,
     pub dying: Dying,
+    /// Nodes whose pages a repair gives up: lineage, level, index.
+    give_up: Vec<GivenUp>,
     /// Pages made: garbage, should the checkpoint be given up.
     pub made: Vec<Entry>,
     /// Pages above the leaves that change.
@@ -54,6 +56,9 @@ pub(crate) struct Fold {
     cursor_done: bool,
 }
 
+/// A node of the map whose page is damaged, and to be given up: lineage, level, index.
+pub(crate) type GivenUp = (LineageId, u8, u64);
+
 /// Something that is not to be had yet.
 enum Missing {
     Page(Entry),
@@ -67,10 +72,11 @@ fn height_for(blocks: u64) -> u8 {
 }
 
 impl Fold {
-    pub(crate) fn new(lineages: Roots, catalogue: &Catalogue) -> Fold {
+    pub(crate) fn new(lineages: Roots, catalogue: &Catalogue, give_up: &[GivenUp]) -> Fold {
         let mut fold = Fold {
             lineages,
             dying: Dying::new(),
+            give_up: give_up.to_vec(),
             made: Vec::new(),
             inner: BTreeMap::new(),
             next_range: 0,
@@ -260,6 +266,21 @@ impl Fold {
         Ok(())
     }
 
+    /// What a damaged page named is lost from now on. What lies below leaks: nobody can tell what
+    /// it was.
+    fn give_up_node(&mut self, map: &mut Map, node: GivenUp) -> Result<(), Missing> {
+        let (lineage, level, index) = node;
+        let Some(record) = self.lineages.get(&lineage).copied() else { return Ok(()) };
+        // A tree that has grown since holds the node where it was before.
+        let old = self.entry_of(map, &record, level, index)?;
+        self.open_path(map, &record, level, index)?;
+        self.set_entry(lineage, level, index, Entry::LOST);
+        if old.state() == Some(State::Page) {
+            self.dies(old);
+        }
+        Ok(())
+    }
+
     /// Walks a page of a freed subtree.
     fn free_page(
         &mut self,
@@ -388,6 +409,10 @@ impl<M: Media> Store<M> {
 
     /// Ranges and what they freed. False when there is nothing of it left.
     fn step_ranges(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
+        while let Some(node) = fold.give_up.last().copied() {
+            fold.give_up_node(&mut self.map, node)?;
+            fold.give_up.pop();
+        }
         for _ in 0..PER_STEP {
             let Some((page, level)) = fold.walk.last().copied() else { break };
             // Pages are read one after the other here unless more are asked for beforehand.
@@ -398,9 +423,14 @@ impl<M: Media> Store<M> {
                 }
             }
             fold.walk.pop();
-            if let Err(missing) = fold.free_page(&mut self.map, &mut self.segments, page, level) {
-                fold.walk.push((page, level));
-                return Err(missing);
+            match fold.free_page(&mut self.map, &mut self.segments, page, level) {
+                Ok(()) => {}
+                // What a damaged page named leaks; the page itself goes, as it would anyway.
+                Err(Missing::Damaged(page)) => fold.dies(page),
+                Err(missing) => {
+                    fold.walk.push((page, level));
+                    return Err(missing);
+                }
             }
         }
         if !fold.walk.is_empty() {

@@ -21,6 +21,7 @@ mod map;
 mod media;
 mod read;
 mod recovery;
+mod repair;
 mod segments;
 mod staging;
 mod status;
@@ -43,6 +44,7 @@ pub use ids::{
 };
 pub use media::{Completion, Io, IoId, Media, MediumError};
 pub use recovery::{CreateOptions, create};
+pub use repair::repair;
 pub use status::{Counters, PoolState, Space, Status};
 #[doc(hidden)]
 pub use store::Broken;

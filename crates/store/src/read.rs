@@ -150,6 +150,10 @@ impl<M: Media> Store<M> {
         entries.clear();
         for block in 0..blocks {
             match self.map.lookup(lineage, Lba(lba.0 + block)) {
+                Lookup::Found(entry) if entry == Entry::LOST => {
+                    let lba = Lba(lba.0 + block);
+                    return self.fail(at, |disk| ReadError::Lost { disk, lba });
+                }
                 Lookup::Found(entry) => entries.push(entry),
                 Lookup::Needs(page) => return self.wait_for_page(at, page),
                 Lookup::Damaged(segment) => {
@@ -309,7 +313,8 @@ impl<M: Media> Store<M> {
                 }
             };
             let state = match entry.state() {
-                Some(State::Data) => BlockState::Data,
+                // What is lost is not zeros: whoever copies data has to meet the error.
+                Some(State::Data | State::Lost) => BlockState::Data,
                 Some(State::Zero | State::Reserved) => BlockState::Zero,
                 _ => BlockState::Hole,
             };

@@ -60,6 +60,13 @@ pub struct StoreOptions {
     pub instance: u64,
     /// Takes a pool whose acknowledged writes were lost with its arena.
     pub accept_loss: bool,
+    /// Goes on behind this batch, where a damaged log ends: what lay behind is lost. Only repair
+    /// says so.
+    #[doc(hidden)]
+    pub accept_cut: Option<BatchNumber>,
+    /// Nodes of the map the next checkpoint gives up: lineage, level, index. Only repair names any.
+    #[doc(hidden)]
+    pub give_up: Vec<(LineageId, u8, u64)>,
     /// Deliberately broken behaviour, for oracles to catch. Empty in every sound store.
     pub broken: Vec<Broken>,
 }
@@ -73,6 +80,8 @@ impl Default for StoreOptions {
             boot: 0,
             instance: 1,
             accept_loss: false,
+            accept_cut: None,
+            give_up: Vec::new(),
             broken: Vec::new(),
         }
     }

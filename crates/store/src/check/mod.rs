@@ -183,7 +183,7 @@ impl<M: Media> Checker<'_, '_, M> {
     }
 
     /// A range of a lineage cannot be read; what of it lies on a disk is noted.
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "what a loss is made of")]
     fn lose(
         &mut self,
         known: &Known,
@@ -194,20 +194,17 @@ impl<M: Media> Checker<'_, '_, M> {
         slot: SlotId,
         why: &str,
     ) {
-        let Some(disk) = disk_of(known, lineage) else { return };
-        let size = known.catalogue.disks.get(&disk).map_or(0, |disk| disk.bytes / BLOCK_BYTES);
-        let end = lba.saturating_add(blocks).min(size);
-        if lba >= end {
-            return;
-        }
-        self.report.lose(Loss {
-            disk,
-            lba: crate::Lba(lba),
-            blocks: end - lba,
-            segment,
-            slot,
-            why: why.into(),
-        });
+        let Some((disk, blocks)) = on_disk(known, lineage, lba, blocks) else { return };
+        let (lba, why) = (crate::Lba(lba), why.into());
+        self.report.lose(Loss { disk, lba, blocks, segment, slot, is_given_up: false, why });
+    }
+
+    /// As [`Self::lose`], for what an earlier repair gave up.
+    fn lose_known(&mut self, known: &Known, lineage: LineageId, lba: u64, blocks: u64) {
+        let Some((disk, blocks)) = on_disk(known, lineage, lba, blocks) else { return };
+        let (lba, why) = (crate::Lba(lba), "given up by an earlier repair".into());
+        let (segment, slot) = (SegmentId(0), SlotId(u32::MAX));
+        self.report.lose(Loss { disk, lba, blocks, segment, slot, is_given_up: true, why });
     }
 
     /// Blocks kept alive although nothing leads to them.
@@ -262,6 +259,14 @@ impl<M: Media> Checker<'_, '_, M> {
         }
         Ok(())
     }
+}
+
+/// The disk of a lineage, and how much of a range lies on it; none if nothing does.
+fn on_disk(known: &Known, lineage: LineageId, lba: u64, blocks: u64) -> Option<(DiskId, u64)> {
+    let disk = disk_of(known, lineage)?;
+    let size = known.catalogue.disks.get(&disk)?.bytes / BLOCK_BYTES;
+    let left = lba.saturating_add(blocks).min(size).checked_sub(lba)?;
+    (left > 0).then_some((disk, left))
 }
 
 /// The disk a lineage belongs to.

@@ -77,6 +77,8 @@ pub struct Loss {
     pub segment: SegmentId,
     /// Where that lies.
     pub slot: SlotId,
+    /// Whether an earlier repair gave it up: reads fail until it is written again.
+    pub is_given_up: bool,
     /// Why.
     pub why: String,
 }
@@ -99,8 +101,6 @@ pub struct CheckedDisk {
 pub enum RepairStep {
     /// Writes damaged copies of the pool header and of superblocks again, from the good ones.
     Copies,
-    /// Takes the last superblock that can be read; what came after it is lost.
-    OlderRoot,
     /// Cuts the log off behind a batch; what is listed as lost behind it is gone then.
     CutLog {
         /// The last batch that is kept.
@@ -113,6 +113,10 @@ pub enum RepairStep {
         lineage: LineageId,
         /// The disk that has it.
         disk: DiskId,
+        /// The level of what hangs in the map there: 1 for a leaf page.
+        level: u8,
+        /// Which one of its level.
+        index: u64,
         /// The first block.
         lba: Lba,
         /// Number of blocks.
@@ -219,11 +223,12 @@ impl CheckReport {
     /// The report with its verdict.
     pub(super) fn judged(mut self) -> CheckReport {
         let worst = self.findings.iter().map(|finding| finding.severity).max();
+        let is_lost = self.losses.iter().any(|loss| !loss.is_given_up);
         self.verdict = if self.pool.is_none() && worst != Some(Severity::Loss) {
             CheckVerdict::NotAPool
-        } else if worst == Some(Severity::Loss) || !self.losses.is_empty() {
+        } else if worst == Some(Severity::Loss) || is_lost {
             CheckVerdict::Damaged
-        } else if worst == Some(Severity::Repairable) {
+        } else if worst == Some(Severity::Repairable) || !self.losses.is_empty() {
             CheckVerdict::Repairable
         } else if self.is_clean && self.batches_replayed == 0 {
             CheckVerdict::Clean

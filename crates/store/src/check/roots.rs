@@ -1,12 +1,8 @@
 //! Pool headers and superblocks.
 
-use std::collections::BTreeMap;
-
 use crate::blocking::Blocking;
 use crate::check::report::{CheckReport, Place, PlaceKind, RepairStep, Severity};
-use crate::format::{
-    POOL_HEADER_AT, PoolHeader, SUPERBLOCK_PAIRS, Superblock, has_pool_magic, superblock_at,
-};
+use crate::format::{POOL_HEADER_AT, PoolHeader, Superblock, has_pool_magic, superblock_at};
 use crate::recovery::{choose_root, read_roots};
 use crate::{BLOCK_BYTES, Media, MediumError, StoreError};
 
@@ -64,7 +60,6 @@ pub(super) fn check_roots<M: Media>(
     places: bool,
 ) -> Result<Option<Superblock>, StoreError> {
     let copies = read_roots(medium, header);
-    let mut good: BTreeMap<u64, u32> = BTreeMap::new();
     let mut bad = Vec::new();
     for one in &copies {
         let at = superblock_at(one.pair, one.copy);
@@ -72,7 +67,7 @@ pub(super) fn check_roots<M: Media>(
             report.places.push(Place { kind: PlaceKind::Superblock, at, bytes: BLOCK_BYTES });
         }
         match &one.found {
-            Ok(Some(_)) => *good.entry(one.pair).or_default() += 1,
+            Ok(Some(_)) => {}
             Ok(None) => bad.push((one.pair, one.copy, "does not verify".to_string())),
             Err(MediumError::Died) => return Err(MediumError::Died.into()),
             Err(error) => bad.push((one.pair, one.copy, error.to_string())),
@@ -88,14 +83,7 @@ pub(super) fn check_roots<M: Media>(
     match choose_root(copies) {
         Ok(root) => Ok(Some(root)),
         Err(error) => {
-            let can_fall_back = (0..SUPERBLOCK_PAIRS).any(|pair| good.contains_key(&pair));
-            let remedy = if can_fall_back {
-                report.repairs.push(RepairStep::OlderRoot);
-                "restore the pool from a copy; or let `bowline pool repair` fall back to the \
-                 superblock before: what was written since is lost"
-            } else {
-                "restore the pool from a copy"
-            };
+            let remedy = "restore the pool from a copy";
             report.find(Severity::Loss, "superblocks".into(), error.to_string(), remedy);
             Ok(None)
         }

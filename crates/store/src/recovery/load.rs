@@ -135,9 +135,7 @@ pub(crate) fn read_roots<M: Media>(
             let block = medium.read(superblock_at(pair, copy), BLOCK_BYTES);
             let found = block.map(|block| {
                 let found = Superblock::decode(header.salt, header.pool, block);
-                found.filter(|root| {
-                    root.epoch.0 % SUPERBLOCK_PAIRS == pair || root.epoch.0 == 0
-                })
+                found.filter(|root| root.epoch.0 % SUPERBLOCK_PAIRS == pair || root.epoch.0 == 0)
             });
             all.push(RootCopy { pair, copy, found });
         }

@@ -183,7 +183,8 @@ impl<M: Media> Opening<M> {
                 Vec::new()
             }
         };
-        if let Some(damage) = damage {
+        let is_accepted = self.options.accept_cut == Some(last.number);
+        if let Some(damage) = damage.filter(|_| !is_accepted) {
             self.state = PoolState::Damaged(damage.to_string());
         }
         if let Some(damage) = cut_short(&self.media, &header, &known) {

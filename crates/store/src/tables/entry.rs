@@ -37,6 +37,8 @@ pub enum State {
     Reserved,
     /// A page of the map below this one.
     Page,
+    /// Given up by a repair: what was there cannot be found. Reads fail, never give zeros.
+    Lost,
 }
 
 /// One entry of the map.
@@ -57,6 +59,8 @@ impl Entry {
     pub const ZERO: Entry = Entry::without_address(State::Zero);
     /// A block that is set aside and was never written.
     pub const RESERVED: Entry = Entry::without_address(State::Reserved);
+    /// A block that was given up.
+    pub const LOST: Entry = Entry::without_address(State::Lost);
 
     const fn without_address(state: State) -> Entry {
         Entry { address: state_bits(state) << STATE_SHIFT, checksum: 0 }
@@ -84,7 +88,9 @@ impl Entry {
     #[must_use]
     pub fn of_state(state: State) -> Option<Entry> {
         match state {
-            State::Hole | State::Zero | State::Reserved => Some(Entry::without_address(state)),
+            State::Hole | State::Zero | State::Reserved | State::Lost => {
+                Some(Entry::without_address(state))
+            }
             State::Data | State::Page => None,
         }
     }
@@ -99,6 +105,7 @@ impl Entry {
             2 => return Some(State::Data),
             3 => State::Reserved,
             4 => return Some(State::Page),
+            5 => State::Lost,
             _ => return None,
         };
         (self == Entry::without_address(state)).then_some(state)
@@ -153,6 +160,7 @@ const fn state_bits(state: State) -> u64 {
         State::Data => 2,
         State::Reserved => 3,
         State::Page => 4,
+        State::Lost => 5,
     }
 }
 
@@ -186,7 +194,7 @@ mod tests {
 
     #[test]
     fn states_without_an_address_are_told_apart() {
-        for state in [State::Hole, State::Zero, State::Reserved] {
+        for state in [State::Hole, State::Zero, State::Reserved, State::Lost] {
             let entry = Entry::of_state(state).unwrap();
             assert_eq!(entry.state(), Some(state));
             assert!(!entry.has_address());
@@ -197,7 +205,7 @@ mod tests {
 
     #[test]
     fn bits_that_mean_nothing_have_no_state() {
-        assert_eq!(Entry { address: 5 << 60, checksum: 0 }.state(), None);
+        assert_eq!(Entry { address: 6 << 60, checksum: 0 }.state(), None);
         assert_eq!(Entry { address: u64::MAX, checksum: 0 }.state(), None);
         assert_eq!(Entry { address: 1, checksum: 0 }.state(), None, "a hole with an index");
         assert_eq!(Entry { address: 0, checksum: 1 }.state(), None, "a hole with a checksum");

@@ -1,0 +1,87 @@
+//! What can be done about damage while nobody serves the pool. Nothing is done that was not asked
+//! for: the steps come from a check, and each says what it gives up.
+//!
+//! - Damaged copies of the pool header and of superblocks are written again from good ones.
+//! - A damaged log is cut off behind its last good batch, as recovery would at a torn end.
+//! - What only a damaged page of the map knew is marked as lost in the page above: reads of it fail
+//!   until it is written or discarded. Zeros in its place would be wrong data.
+//!
+//! Cut and marks become a fact with the superblock of one checkpoint. Before that nothing on the
+//! medium that anything points to has changed.
+
+use bowline_arena::SharedPages;
+
+use crate::blocking::Blocking;
+use crate::check::RepairStep;
+use crate::format::{POOL_HEADER_AT, PoolHeader, Superblock, superblock_at};
+use crate::recovery::{choose_root, read_header, read_roots};
+use crate::store::{ArenaRegion, Store, StoreOptions};
+use crate::{BLOCK_BYTES, Epoch, Media, StoreError};
+
+/// Carries out what a check proposed. The options are those to open the pool with; a pool whose
+/// arena is gone asks for `accept_loss` here as anywhere.
+///
+/// # Errors
+/// If the medium fails, or the pool is not as the check found it. It is as it was then, but for
+/// copies that may have been written again.
+pub fn repair<M: Media>(
+    mut media: M,
+    arena: ArenaRegion,
+    steps: &[RepairStep],
+    options: StoreOptions,
+) -> Result<(), StoreError> {
+    if steps.contains(&RepairStep::Copies) {
+        rewrite_copies(&mut media, &arena.pages)?;
+    }
+    let mut options = options;
+    for step in steps {
+        match step {
+            RepairStep::Copies => {}
+            RepairStep::CutLog { after } => options.accept_cut = Some(*after),
+            RepairStep::GiveUp { lineage, level, index, .. } => {
+                options.give_up.push((*lineage, *level, *index));
+            }
+        }
+    }
+    if options.accept_cut.is_none() && options.give_up.is_empty() {
+        return Ok(());
+    }
+    let mut store = Store::open(media, arena, options)?;
+    if let Some(cause) = store.status().state.refuses_writes() {
+        return Err(StoreError::Damaged(cause));
+    }
+    store.checkpoint_now()?;
+    store.close()
+}
+
+fn rewrite_copies<M: Media>(media: &mut M, pages: &SharedPages) -> Result<(), StoreError> {
+    let mut medium = Blocking::new(media, pages)?;
+    let header = read_header(&mut medium)?;
+    for at in POOL_HEADER_AT {
+        let found = medium.read(at, BLOCK_BYTES).ok().and_then(|b| PoolHeader::decode(b).ok());
+        if found != Some(header) {
+            medium.write_block(at, |block| header.encode(block))?;
+            medium.flush()?;
+        }
+    }
+    // Which one counts must be beyond doubt before any is touched.
+    let root = choose_root(read_roots(&mut medium, &header))?;
+    let copies = read_roots(&mut medium, &header);
+    for one in &copies {
+        if matches!(one.found, Ok(Some(_))) {
+            continue;
+        }
+        let other = copies.iter().find_map(|other| match &other.found {
+            Ok(Some(root)) if other.pair == one.pair => Some(root.clone()),
+            _ => None,
+        });
+        // Of an old epoch nothing is needed but that something verifies there.
+        let filler = Superblock { epoch: Epoch(0), generation: 0, ..root.clone() };
+        let found = other.unwrap_or(filler);
+        medium.write_block(superblock_at(one.pair, one.copy), |block| {
+            found.encode(header.salt, block);
+        })?;
+        medium.flush()?;
+    }
+    Ok(())
+}

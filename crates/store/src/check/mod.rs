@@ -92,6 +92,7 @@ impl<M: Media> Checker<'_, '_, M> {
             self.report.find(Severity::Loss, format!("{slots} slots"), what, remedy);
         }
         let damage = self.follow_log(&mut known)?;
+        self.report.slots = known.segments.slot_count();
         self.report.segments = known.segments.from(SegmentId(0)).count() as u64;
         for disk in known.catalogue.disks.values() {
             let (id, name, bytes) = (disk.id, disk.name.clone(), disk.bytes);

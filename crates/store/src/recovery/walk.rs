@@ -126,7 +126,7 @@ impl Walk {
             }
         }
         let mut end = self.at;
-        while let Some(candidate) = self.next(medium, known, &mut end)? {
+        while let Some(candidate) = self.next(medium, &mut end)? {
             self.durable = self.durable.max(candidate.head.durable_upto);
             self.waiting.push_back(candidate);
             while self.waiting.front().is_some_and(|one| one.head.number <= self.durable) {
@@ -181,6 +181,8 @@ impl Walk {
         one: &Candidate,
     ) -> Result<Option<Damage>, StoreError> {
         let head = &one.head;
+        // Not before: the slot may be one that a batch just accepted has added to the pool.
+        enter(known, head.segment, one.slot);
         match replay.batch(medium, known, head, &one.block, one.slot) {
             Ok(()) => {}
             // Records cannot be passed over: they say where everything after them lies.
@@ -203,7 +205,6 @@ impl Walk {
     fn next<M: Media>(
         &mut self,
         medium: &mut Blocking<'_, M>,
-        known: &mut Known,
         end: &mut Position,
     ) -> Result<Option<Candidate>, StoreError> {
         loop {
@@ -213,7 +214,6 @@ impl Walk {
             {
                 self.cuts.pop_front();
                 self.epoch = Some(cut.epoch);
-                enter(known, cut.segment, cut.slot);
                 (end.segment, end.slot, end.block) = (cut.segment, cut.slot, 1);
                 continue;
             }
@@ -224,7 +224,6 @@ impl Walk {
                 return Ok(Some(candidate));
             }
             let Some(next) = self.successor(medium, end)? else { return Ok(None) };
-            enter(known, next.segment, next.slot);
             (end.segment, end.slot, end.block) = (next.segment, next.slot, 1);
         }
     }

@@ -1,7 +1,8 @@
 //! A disk server in a folder of its own: Bowline, or a peer that the tests themselves are tested
 //! against.
 //!
-//! `BOWLINE_TEST_SERVER` chooses: `bowline` (the default), `qemu-nbd` or `nbdkit`.
+//! `BOWLINE_TEST_SERVER` chooses: `bowline` (the default), `qemu-nbd` or `nbdkit`;
+//! `BOWLINE_TEST_PROGRAM` is another `bowline` than the one that was built with the tests.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -74,7 +75,7 @@ impl Setup {
     pub fn new(program: &str) -> Setup {
         Setup {
             kind: Kind::chosen(),
-            program: program.into(),
+            program: std::env::var_os("BOWLINE_TEST_PROGRAM").unwrap_or(program.into()).into(),
             pool_bytes: 1 << 30,
             disks: vec![("disk".into(), 64 << 20)],
             arguments: Vec::new(),

@@ -28,14 +28,28 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a program to its end, however it ends.
+/// Runs a program to its end, however it ends. A tool that hangs ends the test, with its name.
 ///
 /// # Errors
-/// If it cannot be started.
+/// If it cannot be started, or does not end.
 pub fn output(program: &str, arguments: &[&str]) -> Result<Output> {
-    let run = command(program).args(arguments).output();
-    run.map_err(|error| format!("{program}: {error}; `make tools` installs what is missing").into())
+    let mut timed = command("timeout");
+    timed.args(["--kill-after=5", &LIMIT_SECONDS.to_string(), program]);
+    let output = timed.args(arguments).output()?;
+    match output.status.code() {
+        Some(124 | 137) => {
+            Err(format!("{program} {} hangs: not done in {LIMIT_SECONDS} s", arguments.join(" "))
+                .into())
+        }
+        Some(126 | 127) => {
+            Err(format!("{program} cannot be run; `make tools` installs what is missing").into())
+        }
+        _ => Ok(output),
+    }
 }
+
+/// Far more than any tool takes here.
+const LIMIT_SECONDS: u32 = 90;
 
 fn failure(program: &str, arguments: &[&str], output: &Output) -> String {
     format!(

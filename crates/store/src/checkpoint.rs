@@ -272,6 +272,10 @@ impl<M: Media> Store<M> {
         if !self.streams.blob.is_idle() || !self.streams.map.is_idle() {
             return Step::Waits;
         }
+        // Not before: compaction may read a slot that is closed.
+        for slot in std::mem::take(&mut self.streams.full) {
+            self.segments.close_slot(slot, self.checkpoints_begun);
+        }
         if !Superblock::fits(checkpoint.extents.len()) {
             self.stop_writing("the checkpoint has too many pieces: the pool's slots are too small");
             return Step::Done;
@@ -419,9 +423,7 @@ impl<M: Media> Store<M> {
         let Some(slot) = self.segments.take_slot(kind) else { return Err(Step::Waits) };
         let segment = self.segments.take_segment_id();
         if kind == SegmentKind::Map {
-            if let Some(old) = old {
-                self.segments.close_slot(old, self.checkpoints_begun);
-            }
+            self.streams.full.extend(old);
             self.segments.add_whole(segment, kind, slot);
         }
         let identity = self.log.identity;
@@ -476,6 +478,8 @@ pub(crate) struct Streams {
     blob: Appender,
     pub images: Appender,
     page: bowline_arena::Span,
+    /// Map slots that are full, some of whose pages may still be on their way.
+    full: Vec<crate::SlotId>,
     io_finished: bool,
     covered: crate::BatchNumber,
 }
@@ -488,7 +492,7 @@ impl Streams {
         page: bowline_arena::Span,
     ) -> Self {
         let covered = crate::BatchNumber(0);
-        Streams { map, blob, images, page, io_finished: false, covered }
+        Streams { map, blob, images, page, full: Vec::new(), io_finished: false, covered }
     }
 
     pub(crate) fn of(&mut self, kind: SegmentKind) -> &mut Appender {

@@ -159,13 +159,13 @@ impl<M: Media> Store<M> {
 
     /// Makes one small step of compaction, if one is under way or needed.
     pub(crate) fn step_compaction(&mut self) -> bool {
+        let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+        if free >= self.compaction.slots_needed {
+            self.compaction.slots_needed = 0;
+        }
+        let needed = self.compaction.slots_needed;
+        self.checkpoint_wanted |= pending > 0 && free < needed.max(self.slots_wanted() / 2);
         if self.compaction.job.is_none() {
-            let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
-            if free >= self.compaction.slots_needed {
-                self.compaction.slots_needed = 0;
-            }
-            let needed = self.compaction.slots_needed;
-            self.checkpoint_wanted |= pending > 0 && free < needed.max(self.slots_wanted() / 2);
             if free + pending >= needed.max(self.slots_wanted()) {
                 return false;
             }
@@ -281,7 +281,9 @@ impl<M: Media> Store<M> {
         let compaction = &mut self.compaction;
         let won = slot_blocks.saturating_sub(compaction.put_blocks);
         compaction.put_blocks = 0;
-        compaction.idle_jobs = if won > slot_blocks / 16 { 0 } else { compaction.idle_jobs + 1 };
+        // Two blocks more than a sixteenth: a slot's header, and what is left over at its end.
+        let is_gain = won > slot_blocks / 16 + 2;
+        compaction.idle_jobs = if is_gain { 0 } else { compaction.idle_jobs + 1 };
         if compaction.idle_jobs > IDLE_JOBS_MAX {
             compaction.idle_jobs = 0;
             compaction.exhausted_at = Some(self.segments.live_blocks());

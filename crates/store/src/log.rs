@@ -221,6 +221,12 @@ impl Log {
         self.blocks_left() >= 2
     }
 
+    /// Blocks of the segment that nothing has been put into.
+    pub(crate) fn blocks_unused(&self) -> u32 {
+        let open = self.open().map_or(0, Batch::blocks);
+        self.blocks_left().saturating_sub(open)
+    }
+
     /// Whether so many more batches may be opened before one is released.
     pub(crate) fn has_descriptors(&self, count: u64) -> bool {
         self.batches.len() as u64 + count < self.staging.capacity()

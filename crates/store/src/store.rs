@@ -346,8 +346,12 @@ impl<M: Media> Store<M> {
         let room = u64::from(self.segments.slot_blocks() - 2);
         // Data, a head for each batch of it, and what is lost at the end of segments.
         let need = u64::from(blocks) + u64::from(blocks) / 16 + 2;
-        let slots = (need.div_ceil(room) + 1) as usize;
-        let needed = class.floor() + slots + self.checkpoint_slots();
+        let left = u64::from(self.log.blocks_unused());
+        let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
+        let needed = match class {
+            Class::Record => slots,
+            _ => class.floor() + slots + self.checkpoint_slots(),
+        };
         if self.segments.free_slots() < needed {
             self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
             if class == Class::Data && !self.can_make_space() {

@@ -156,15 +156,15 @@ impl<M: Media> Opening<M> {
         left: Result<Vec<Left>, String>,
         is_ours: bool,
     ) -> Result<Store<M>, StoreError> {
+        // The longest runs first: what a dead process left may have broken the free pages up.
+        let work = self.take_spans(1, WINDOW_BLOCKS)?;
+        let images = Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?);
+        let pages = Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?);
+        let blobs = Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?);
+        let page = self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?;
+        let streams = Streams::new(pages, blobs, images, page);
         let loads = self.take_spans(LOAD_PAGES, 1)?;
         let map = Map::new(header.salt, self.options.delta_bytes, self.options.map_frames, loads);
-        let streams = Streams::new(
-            Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?),
-            Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?),
-            Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?),
-            self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?,
-        );
-        let work = self.take_spans(1, WINDOW_BLOCKS)?;
         let mut medium = Blocking::new(&mut self.media, &self.pages)?;
         let mut known = load_blob(&mut medium, header, root, map)?;
         let mut walk = Walk::new(&known);

@@ -426,6 +426,14 @@ fn own(epoch: u64) -> Owner {
     Owner { epoch, process, started: own_start(), control_address: String::new() }
 }
 
+/// Who owns the arena of a pool, or did last: process number, its start time, and the address of
+/// its control socket. Read without any lock, for people and for [`OwnerLock::wait`].
+#[must_use]
+pub fn owner(directory: &Path, pool: u128) -> Option<(u32, u64, String)> {
+    let owner = read_owner(&Names { directory, pool }.arena())?;
+    Some((owner.process, owner.started, owner.control_address))
+}
+
 /// The owner that an arena file names, read without any lock.
 fn read_owner(path: &Path) -> Option<Owner> {
     let file = std::fs::File::open(path).ok()?;

@@ -21,14 +21,16 @@ mod place;
 mod prefix;
 mod queues;
 mod ring;
+mod socket;
 
 pub use fence::{DeadRing, FenceError, Passed, patience};
-pub use file::{Adopted, Arena, ArenaError, ArenaFile, ArenaOptions, SharedPages};
+pub use file::{Adopted, Arena, ArenaError, ArenaFile, ArenaOptions, SharedPages, owner};
 pub use header::ARENA_LAYOUT;
 pub use lock::{Life, OwnerLock, life, own_start};
 pub use memory::{Memory, Part, Record, Span};
 pub use operation::Operation;
 pub use pages::{PAGE_BYTES, Pages};
-pub use place::default_directory;
+pub use place::{boot_id, default_directory};
 pub use prefix::Prefixes;
 pub use ring::{Completed, Ring, RingOptions, RingRefused, UserData};
+pub use socket::{receive_parts, send_parts};

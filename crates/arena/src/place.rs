@@ -99,7 +99,10 @@ pub(crate) fn remove_if_there(path: &Path) -> std::io::Result<()> {
 }
 
 /// The number of this boot of the machine.
-pub(crate) fn boot_id() -> std::io::Result<u128> {
+///
+/// # Errors
+/// If the system does not tell.
+pub fn boot_id() -> std::io::Result<u128> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     u128::from_str_radix(&text.trim().replace('-', ""), 16).map_err(Error::other)
 }

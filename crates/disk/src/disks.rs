@@ -337,6 +337,12 @@ impl<V: Volume> Disks<V> {
         Submitted::Pending
     }
 
+    /// All that was admitted so far, changes of the catalogue too, is durable;
+    /// [`DiskEvent::Done`] follows.
+    pub fn persist_all(&mut self, ticket: Ticket) {
+        self.make_durable(ticket);
+    }
+
     /// Changes what FLUSH means on a disk. Requests that come later are served in the new mode; the
     /// reply says that the change, and all that was replied before it, is durable.
     pub fn set_durability(

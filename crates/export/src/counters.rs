@@ -42,6 +42,29 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Counts what others have counted, too.
+    pub(crate) fn add(&mut self, other: &Counters) {
+        let Counters { reads, writes, flushes, trims, caches, zeroes, statuses, unknown, .. } =
+            other;
+        self.reads += reads;
+        self.writes += writes;
+        self.flushes += flushes;
+        self.trims += trims;
+        self.caches += caches;
+        self.zeroes += zeroes;
+        self.statuses += statuses;
+        self.unknown += unknown;
+        self.errors += other.errors;
+        self.read_bytes += other.read_bytes;
+        self.hole_bytes += other.hole_bytes;
+        self.write_bytes += other.write_bytes;
+        self.copied_bytes += other.copied_bytes;
+        self.owned_bytes += other.owned_bytes;
+        self.received_bytes += other.received_bytes;
+        self.sent_bytes += other.sent_bytes;
+        self.busy += other.busy;
+    }
+
     /// Counts a request by its type.
     pub(crate) fn request(&mut self, kind: u16) {
         let counter = match kind {

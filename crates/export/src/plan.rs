@@ -114,8 +114,11 @@ impl NbdServer {
             self.freed = true;
             self.actions.push_back(Action::Close { session: SessionId(id), cause });
         }
-        if self.sessions.get(id).is_some_and(|session| session.requests == 0) {
-            self.sessions.remove(id);
+        if self.sessions.get(id).is_some_and(|session| session.requests == 0)
+            && let Some(session) = self.sessions.remove(id)
+            && let Some(agreement) = session.agreement
+        {
+            self.departed.entry(agreement.disk).or_default().add(&session.counters);
         }
     }
 

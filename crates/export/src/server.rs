@@ -1,6 +1,6 @@
 //! All sessions of an instance, and what goes in and out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bowline_arena::{SharedPages, Span};
 use bowline_disk::{DiskEvent, Disks, Volume};
@@ -43,6 +43,8 @@ pub struct NbdServer {
     /// There may be handshakes that take too long.
     pub(crate) greeting: bool,
     pub(crate) counters: Counters,
+    /// What sessions did that have left, by disk.
+    pub(crate) departed: BTreeMap<DiskId, Counters>,
     pub(crate) scratch: Vec<u8>,
     pub(crate) loans: Vec<Loan>,
 }
@@ -76,6 +78,7 @@ impl NbdServer {
             wanted_since: [Micros(0); 3],
             greeting: false,
             counters: Counters::default(),
+            departed: BTreeMap::new(),
             scratch: Vec::new(),
             loans: Vec::new(),
         }
@@ -284,6 +287,17 @@ impl NbdServer {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// What sessions have done to one disk since the start, those that have left counted.
+    #[must_use]
+    pub fn disk_counters(&self, disk: DiskId) -> Counters {
+        let mut all = self.departed.get(&disk).copied().unwrap_or_default();
+        let of_disk = |session: &Session| session.agreement.is_some_and(|a| a.disk == disk);
+        for (_, session) in self.sessions.iter().filter(|(_, session)| of_disk(session)) {
+            all.add(&session.counters);
+        }
+        all
     }
 
     /// Bytes of pages that sessions hold.

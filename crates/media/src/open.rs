@@ -108,6 +108,17 @@ impl MediaEvents {
         }
     }
 
+    /// The same as a descriptor of the caller's own.
+    ///
+    /// # Errors
+    /// If the system has none left.
+    pub fn wake_clone(&self) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
+        match self {
+            MediaEvents::Uring(_) => Ok(None),
+            MediaEvents::Threads(events) => events.wake_clone().map(Some),
+        }
+    }
+
     /// What the medium is, for status.
     #[must_use]
     pub fn name(&self) -> &'static str {

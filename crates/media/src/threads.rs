@@ -72,6 +72,14 @@ impl ThreadEvents {
     pub fn wake_descriptor(&self) -> RawFd {
         self.0.borrow().mailbox.wake().as_raw_fd()
     }
+
+    /// The same as a descriptor of the caller's own.
+    ///
+    /// # Errors
+    /// If the system has none left.
+    pub fn wake_clone(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self.0.borrow().mailbox.wake().try_clone_to_owned()
+    }
 }
 
 impl Media for ThreadMedia {

@@ -43,7 +43,7 @@ pub use ids::{
     BLOCK_BYTES, BatchNumber, DiskId, Epoch, Lba, LineageId, Micros, PoolId, SegmentId, Seq, SlotId,
 };
 pub use media::{Completion, Io, IoId, Media, MediumError};
-pub use recovery::{CreateOptions, create};
+pub use recovery::{CreateOptions, create, pool_header};
 pub use repair::repair;
 pub use status::{Counters, PoolState, Space, Status};
 #[doc(hidden)]

@@ -534,6 +534,19 @@ impl<M: Media> Store<M> {
             || !self.waiters.is_empty()
     }
 
+    /// When [`Store::poll`] has something to do although nothing is under way: the last flush of a
+    /// pool that was left alone is to be proven.
+    pub fn wake_at(&self) -> Option<Micros> {
+        let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
+        let is_idle = unproven && self.log.open().is_none() && self.state.is_writing();
+        is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1))
+    }
+
+    /// What never changes about the pool.
+    pub fn header(&self) -> &PoolHeader {
+        &self.header
+    }
+
     /// The medium was flushed for another reason: that makes the log durable too.
     pub(crate) fn log_is_durable(&mut self, covered: BatchNumber) {
         self.heals_since_flush = 0;

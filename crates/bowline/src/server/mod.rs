@@ -1,17 +1,30 @@
 //! The server: one data thread that opens a pool, listens, and turns requests into I/O.
 //!
-//! [`config`] is what it is started with, [`command`] what the control plane asks of it.
+//! - [`config`] is what it is started with, [`command`] what the control plane asks of it;
+//! - `open` brings it up, `data` is its loop, `answers` what the loop says to the control plane;
+//! - `sockets` carries out what sessions want, by the ring or, where that is refused, by `poll`.
 
+mod answers;
 pub mod command;
 pub mod config;
+mod data;
+mod listen;
+mod open;
+mod poll_sockets;
+pub mod pool;
+mod ring_sockets;
+mod sockets;
+mod status;
+mod tuning;
 
-use crate::control::api::{Kind, Problem};
+use crate::control::api::Problem;
 use command::Commands;
 use config::ServeConfig;
+use data::Data;
 
 /// A pool that is open, adopted and listened for, ready to run.
 pub struct Server {
-    _config: ServeConfig,
+    data: Data,
 }
 
 impl Server {
@@ -21,10 +34,8 @@ impl Server {
     /// What is in the way, as a [`Problem`] for the operator; a pool that another server serves
     /// names its owner.
     pub fn open(config: ServeConfig) -> Result<Server, Problem> {
-        let problem = Problem::new(Kind::Failed, "this build cannot serve")
-            .why("its data thread is not part of it");
-        let _ = config;
-        Err(problem)
+        let opened = open::open(&config)?;
+        Ok(Server { data: Data::new(config, opened)? })
     }
 
     /// Serves until it is told to stop, or until something fails that no state can express.
@@ -32,7 +43,6 @@ impl Server {
     /// # Errors
     /// What failed.
     pub fn run(self, commands: Commands) -> Result<(), Problem> {
-        drop(commands);
-        Ok(())
+        self.data.run(commands)
     }
 }

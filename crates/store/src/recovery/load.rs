@@ -99,6 +99,17 @@ pub fn create<M: Media>(
     Ok(())
 }
 
+/// What never changes about the pool on a medium: which one it is, above all.
+///
+/// # Errors
+/// If there is no pool, or it cannot be read.
+pub fn pool_header<M: Media>(
+    media: &mut M,
+    pages: &bowline_arena::SharedPages,
+) -> Result<PoolHeader, StoreError> {
+    read_header(&mut Blocking::new(media, pages)?)
+}
+
 /// Reads the pool header from whichever copy verifies.
 ///
 /// # Errors

@@ -34,7 +34,7 @@ use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
 use crate::{BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
 
-pub use load::{CreateOptions, create};
+pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{choose_root, load_blob, read_header, read_root, read_roots};
 pub(crate) use replay::Replay;
 pub(crate) use walk::{Damage, Walk};

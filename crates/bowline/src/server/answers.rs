@@ -1,0 +1,242 @@
+//! What the control plane asks and orders, answered from the live store.
+//!
+//! What changes the catalogue is a record of the log: it is answered when that is durable, and the
+//! loop goes on meanwhile.
+
+use bowline_disk::{IoError, LossLimits};
+use bowline_store::{Disk, DiskId, Durability, Provision, StoreError, Ticket};
+
+use super::command::{Command, Reply};
+use super::data::Data;
+use crate::control::api::{
+    self, DiskChange, DiskCreate, DiskStatus, GrowPool, Kind, PoolStatus, Problem, Repair, RepairReport,
+    Resume,
+};
+use crate::control::service::no_disk;
+
+/// An answer that waits until a change is durable.
+pub(super) enum Pending {
+    /// A disk that was made or changed.
+    Disk(DiskId, Reply<DiskStatus>),
+    /// A pool that was enlarged.
+    Pool(Reply<PoolStatus>),
+    /// A disk that was destroyed, as it was last.
+    Destroyed(Box<DiskStatus>, Reply<DiskStatus>),
+}
+
+impl Data {
+    pub(super) fn answer(&mut self, command: Command) {
+        match command {
+            Command::Status(reply) => reply.send(Ok(self.server_status())),
+            Command::Scrub(_, reply) => reply.send(Err(not_yet("a scrub"))),
+            Command::Grow(order, reply) => match self.grow(order) {
+                Ok(()) => self.persist(Pending::Pool(reply)),
+                Err(problem) => reply.send(Err(problem)),
+            },
+            Command::Resume(order, reply) => reply.send(self.resume(order)),
+            Command::Repair(order, reply) => reply.send(self.repair(order)),
+            Command::CreateDisk(order, reply) => {
+                let made = self.create_disk(&order);
+                self.when_durable(made, reply);
+            }
+            Command::ChangeDisk(name, change, reply) => {
+                let changed = self.change_disk(&name, &change);
+                self.when_durable(changed, reply);
+            }
+            Command::DestroyDisk(name, reply) => self.destroy_disk(&name, reply),
+            Command::Stop(reply) => self.stop(reply),
+        }
+    }
+
+    /// Answers a change when it is durable.
+    fn when_durable(&mut self, change: Result<DiskId, Problem>, reply: Reply<DiskStatus>) {
+        match change {
+            Err(problem) => reply.send(Err(problem)),
+            Ok(disk) => {
+                self.offer_disks();
+                self.persist(Pending::Disk(disk, reply));
+            }
+        }
+    }
+
+    fn persist(&mut self, pending: Pending) {
+        let ticket = self.ticket();
+        self.pending.insert(ticket, pending);
+        self.disks.persist_all(ticket);
+    }
+
+    /// A change of ours is durable, or never will be.
+    pub(super) fn made_durable(&mut self, ticket: Ticket, result: Result<(), IoError>) {
+        let Some(pending) = self.pending.remove(&ticket) else { return };
+        let failed = |error: &IoError| {
+            Problem::new(Kind::Failed, "the change is not durable").why(error.to_string())
+        };
+        match pending {
+            Pending::Disk(disk, reply) => reply.send(match result {
+                Ok(()) => self.disk_status(disk).ok_or_else(|| no_disk(&disk.to_string())),
+                Err(error) => Err(failed(&error)),
+            }),
+            Pending::Pool(reply) => {
+                reply.send(result.map(|()| self.pool_status()).map_err(|error| failed(&error)));
+            }
+            Pending::Destroyed(last, reply) => {
+                reply.send(result.map(|()| *last).map_err(|error| failed(&error)));
+            }
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Disk, Problem> {
+        self.disks.store().disk_by_name(name).cloned().ok_or_else(|| no_disk(name))
+    }
+
+    fn create_disk(&mut self, order: &DiskCreate) -> Result<DiskId, Problem> {
+        let name = &order.name;
+        if self.disks.store().disk_by_name(name).is_some() {
+            return Err(Problem::new(Kind::Exists, format!("there is a disk {name:?} already"))
+                .next(format!("bowline disk show {name}")));
+        }
+        let (durability, provision) = (durability(order.durability), provision(order.provision));
+        let store = self.disks.store_mut();
+        let made = store.create_disk(name, order.size_bytes, durability, provision);
+        made.map_err(|error| refused(&format!("cannot make disk {name:?}"), &error))
+    }
+
+    fn change_disk(&mut self, name: &str, change: &DiskChange) -> Result<DiskId, Problem> {
+        let old = self.find(name)?;
+        let bytes = change.size_bytes.unwrap_or(old.bytes);
+        if bytes < old.bytes && !change.shrink {
+            let what = format!("disk {name:?} would lose what lies past its new end");
+            return Err(Problem::new(Kind::Usage, what).next("say --shrink if that is meant"));
+        }
+        self.change_limits(old.id, change);
+        let changed = Disk {
+            bytes,
+            durability: change.durability.map_or(old.durability, durability),
+            read_only: change.read_only.unwrap_or(old.read_only),
+            ..old.clone()
+        };
+        if changed != old {
+            let store = self.disks.store_mut();
+            let result = store.change_disk(changed);
+            result.map_err(|error| refused(&format!("cannot change disk {name:?}"), &error))?;
+        }
+        Ok(old.id)
+    }
+
+    fn change_limits(&mut self, disk: DiskId, change: &DiskChange) {
+        if change.max_loss_ms.is_none() && change.max_loss_bytes.is_none() {
+            return;
+        }
+        let old = self.loss_limits(disk);
+        let new = LossLimits {
+            loss_ms_max: change.max_loss_ms.unwrap_or(old.loss_ms_max),
+            loss_bytes_max: change.max_loss_bytes.unwrap_or(old.loss_bytes_max),
+        };
+        self.limits.insert(disk, new);
+        self.disks.set_loss_limits(disk, new);
+    }
+
+    pub(super) fn loss_limits(&self, disk: DiskId) -> LossLimits {
+        self.limits.get(&disk).copied().unwrap_or_default()
+    }
+
+    fn destroy_disk(&mut self, name: &str, reply: Reply<DiskStatus>) {
+        let last = self.find(name).and_then(|disk| {
+            let last = self.disk_status(disk.id).ok_or_else(|| no_disk(name))?;
+            let destroyed = self.disks.store_mut().destroy_disk(disk.id);
+            destroyed.map_err(|e| refused(&format!("cannot destroy disk {name:?}"), &e))?;
+            Ok(last)
+        });
+        match last {
+            Err(problem) => reply.send(Err(problem)),
+            Ok(last) => {
+                self.offer_disks();
+                self.persist(Pending::Destroyed(Box::new(last), reply));
+            }
+        }
+    }
+
+    /// Uses what the file or device has, after making the file as large as it is to be.
+    fn grow(&mut self, order: GrowPool) -> Result<(), Problem> {
+        let path = &self.config.pool;
+        let failed = |error: &dyn std::fmt::Display| {
+            Problem::new(Kind::Failed, format!("cannot grow {}", path.display()))
+                .why(error.to_string())
+        };
+        if let Some(bytes) = order.size_bytes {
+            let file = std::fs::File::options().write(true).open(path).map_err(|e| failed(&e))?;
+            let now = file.metadata().map_err(|error| failed(&error))?;
+            if !now.is_file() {
+                let what = "a device is used as large as it is";
+                return Err(Problem::new(Kind::Usage, what).next("leave --size out"));
+            }
+            if bytes <= now.len() {
+                let what = format!("{} has {} bytes already", path.display(), now.len());
+                return Err(Problem::new(Kind::Usage, what));
+            }
+            let grown = file.set_len(bytes).and_then(|()| file.sync_all());
+            grown.map_err(|error| failed(&error))?;
+        }
+        let grown = self.disks.store_mut().grow();
+        grown.map(|_| ()).map_err(|error| failed(&error))
+    }
+
+    /// Writes again. The store waits for the medium here: nothing else could go on anyway. After a
+    /// loss it takes a new epoch, and the server has to be started again for it.
+    fn resume(&mut self, order: Resume) -> Result<PoolStatus, Problem> {
+        let status = self.pool_status();
+        let degraded = |what: &str| Problem::new(Kind::Degraded, what);
+        match status.state {
+            api::PoolState::Well | api::PoolState::Degraded => Ok(status),
+            api::PoolState::LostWrites if order.accept_loss => {
+                Err(degraded("the pool writes again only after a new start")
+                    .next("bowline stop, then bowline serve --accept-loss"))
+            }
+            api::PoolState::LostWrites => Err(degraded("acknowledged writes were lost")
+                .next("check the guests' file systems, then add --accept-loss")),
+            api::PoolState::Stopped => {
+                let resumed = self.disks.store_mut().resume();
+                resumed.map_err(|error| refused("the pool cannot write again", &error))?;
+                Ok(self.pool_status())
+            }
+            api::PoolState::Damaged => Err(degraded("the pool is damaged")
+                .next("bowline stop, then bowline pool check")),
+        }
+    }
+
+    fn repair(&mut self, _order: Repair) -> Result<RepairReport, Problem> {
+        match self.pool_status().state {
+            api::PoolState::Well | api::PoolState::Degraded => Ok(RepairReport::default()),
+            _ => Err(not_yet("a repair")),
+        }
+    }
+}
+
+fn refused(what: &str, error: &StoreError) -> Problem {
+    let kind = match error {
+        StoreError::Invalid(_) => Kind::Usage,
+        _ => Kind::Failed,
+    };
+    Problem::new(kind, what).why(error.to_string())
+}
+
+fn not_yet(what: &str) -> Problem {
+    Problem::new(Kind::Failed, format!("{what} is not known to this version"))
+}
+
+fn durability(word: api::Durability) -> Durability {
+    match word {
+        api::Durability::Strict => Durability::Strict,
+        api::Durability::Hinted => Durability::Hinted,
+        api::Durability::Ordered => Durability::Ordered,
+        api::Durability::Sync => Durability::Sync,
+    }
+}
+
+fn provision(word: api::Provision) -> Provision {
+    match word {
+        api::Provision::Thin => Provision::Thin,
+        api::Provision::Lazy => Provision::Lazy,
+        api::Provision::Eager => Provision::Eager,
+    }
+}

@@ -1,0 +1,362 @@
+//! The data thread: one loop that moves sessions, disks and the medium.
+//!
+//! One turn: what has come back is taken, sessions parse and submit, their replies are pushed, then
+//! the disks move (which pushes log writes), and one system call hands everything to the kernel
+//! and waits. So replies leave before log writes are submitted, and a turn costs one system call.
+//!
+//! Invariants:
+//! - A turn is bounded: so many completions, so many rounds; a session has one receive under way,
+//!   so none can crowd the others out.
+//! - Nothing here waits but [`Sockets::wait`], and the end of the server.
+//! - A server without work sleeps without a timeout.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_arena::{ArenaFile, OwnerLock, Ring};
+use bowline_disk::{DiskEvent, Disks, LossLimits};
+use bowline_export::{Action, CloseCause, ExportedDisk, NbdServer, Options, SessionId};
+use bowline_media::Clock;
+use bowline_store::{DiskId, Micros, PoolHeader, Ticket};
+
+use super::answers::Pending;
+use super::command::{Commands, Reply};
+use super::config::ServeConfig;
+use super::listen::Listener;
+use super::open::{Opened, ServerStore};
+use super::poll_sockets::PollSockets;
+use super::ring_sockets::RingSockets;
+use super::sockets::{Closed, Happening, Sockets};
+use super::tuning::Tuning;
+use crate::control::api::{Condition, Problem};
+
+/// First byte of the tickets of sessions, and of our own.
+const SESSIONS: u8 = 1;
+const OURS: u8 = 2;
+/// Most things that came back taken in one turn.
+const HAPPENINGS_MAX: usize = 256;
+/// Most times the disks are moved in one turn.
+const ROUNDS_MAX: usize = 4;
+/// Most connections accepted in one turn from one listener.
+const ACCEPTS_MAX: usize = 16;
+/// How often a busy store is looked after, whatever happens.
+const TICK_US: u64 = 250_000;
+/// How long clients have to take their last replies.
+const PARTING_US: u64 = 5_000_000;
+
+/// What is known of a connection beside its session.
+struct Connection {
+    session: SessionId,
+    listener: usize,
+}
+
+/// Counts of one listener.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Connections {
+    pub now: u64,
+    pub opened: u64,
+}
+
+/// How the loop does.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Turns {
+    pub count: u64,
+    pub longest_us: u64,
+}
+
+/// Where the end of the server stands.
+struct Stopping {
+    replies: Vec<Reply<()>>,
+    /// When those who have not left by themselves are left.
+    until: Micros,
+}
+
+/// The data thread's state.
+pub struct Data {
+    pub(super) config: ServeConfig,
+    pub(super) header: PoolHeader,
+    pub(super) disks: Disks<ServerStore>,
+    pub(super) nbd: NbdServer,
+    pub(super) sockets: Sockets,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) connections: Vec<Connections>,
+    pub(super) notes: Vec<Condition>,
+    pub(super) limits: BTreeMap<DiskId, LossLimits>,
+    pub(super) pending: BTreeMap<Ticket, Pending>,
+    pub(super) tickets: u64,
+    pub(super) turns: Turns,
+    pub(super) medium_name: &'static str,
+    pub(super) started: Instant,
+    /// By the slots of sessions.
+    open: Vec<Option<Connection>>,
+    clock: Clock,
+    now: Micros,
+    tuning: Tuning,
+    stopping: Option<Stopping>,
+    ring: Option<Rc<RefCell<Ring>>>,
+    arena: ArenaFile,
+    _lock: OwnerLock,
+}
+
+impl Data {
+    /// The state at the start: nobody is connected.
+    ///
+    /// # Errors
+    /// If the system has no descriptor left.
+    pub fn new(config: ServeConfig, opened: Opened) -> Result<Data, Problem> {
+        let Opened { store, header, pages, memory, ring, events, .. } = opened;
+        let medium_name = events.name();
+        let sockets = match &ring {
+            Some(ring) => Sockets::Ring(RingSockets::new(Rc::clone(ring), events)),
+            None => Sockets::Poll(
+                PollSockets::new(memory, &events)
+                    .map_err(|error| super::pool::failed(&config.pool, "serve", error))?,
+            ),
+        };
+        let options = Options { ticket_class: SESSIONS, ..Options::default() };
+        let mut data = Data {
+            config,
+            header,
+            disks: Disks::new(store, pages.clone()),
+            nbd: NbdServer::new(pages, options),
+            sockets,
+            connections: vec![Connections::default(); opened.listeners.len()],
+            listeners: opened.listeners,
+            notes: opened.notes,
+            limits: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            tickets: 0,
+            turns: Turns::default(),
+            medium_name,
+            started: Instant::now(),
+            open: Vec::new(),
+            now: opened.clock.now(),
+            clock: opened.clock,
+            tuning: opened.tuning,
+            stopping: None,
+            ring,
+            arena: opened.arena,
+            _lock: opened.lock,
+        };
+        data.offer_disks();
+        Ok(data)
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// If the kernel fails in a way that no state can express, or the pool cannot be closed.
+    pub fn run(mut self, commands: Commands) -> Result<(), Problem> {
+        for (index, listener) in self.listeners.iter().enumerate() {
+            self.sockets.watch_listener(index, listener.as_fd());
+        }
+        self.sockets.watch_bell(commands.as_fd());
+        loop {
+            let start = Instant::now();
+            let (was_active, is_moving) = self.turn(&commands);
+            if self.is_over() {
+                break;
+            }
+            let longest_us = start.elapsed().as_micros() as u64;
+            self.turns.count += 1;
+            self.turns.longest_us = self.turns.longest_us.max(longest_us);
+            let timeout = if is_moving { Some(Duration::ZERO) } else { self.timeout() };
+            let spin = if was_active { self.tuning.spin } else { Duration::ZERO };
+            if let Err(error) = self.sockets.wait(timeout, spin) {
+                return Err(super::pool::failed(&self.config.pool, "go on with", error));
+            }
+        }
+        self.close()
+    }
+
+    /// One turn. Returns whether there was anything to do, and whether there is more.
+    fn turn(&mut self, commands: &Commands) -> (bool, bool) {
+        self.now = self.clock.now();
+        let mut was_active = false;
+        for _ in 0..HAPPENINGS_MAX {
+            let Some(happening) = self.sockets.next() else { break };
+            was_active = true;
+            self.happened(happening, commands);
+        }
+        self.act();
+        let mut is_moving = false;
+        for _ in 0..ROUNDS_MAX {
+            is_moving = self.disks.poll(self.now);
+            is_moving |= self.tell();
+            self.act();
+            if !is_moving {
+                break;
+            }
+            was_active = true;
+        }
+        self.nbd.poll(&mut self.disks, self.now);
+        self.act();
+        (was_active, is_moving)
+    }
+
+    fn happened(&mut self, happening: Happening, commands: &Commands) {
+        match happening {
+            Happening::Received(session, result) => {
+                self.nbd.received(&mut self.disks, session, result);
+            }
+            Happening::Sent(session, result) => self.nbd.sent(&mut self.disks, session, result),
+            Happening::Readable(session) => self.nbd.readable(&mut self.disks, session),
+            Happening::Waiting { listener } => self.accept(listener),
+            Happening::Bell => {
+                while let Some(command) = commands.next() {
+                    self.answer(command);
+                }
+                self.sockets.watch_bell(commands.as_fd());
+            }
+            Happening::Medium => {}
+        }
+    }
+
+    fn accept(&mut self, listener: usize) {
+        if self.stopping.is_some() {
+            return;
+        }
+        for _ in 0..ACCEPTS_MAX {
+            let socket = match self.listeners[listener].accept() {
+                Ok(Some(socket)) => socket,
+                Ok(None) => break,
+                Err(error) => {
+                    let address = self.listeners[listener].address.to_string();
+                    tracing::warn!(address, %error, "no connection can be accepted now");
+                    let descriptor = self.listeners[listener].as_fd();
+                    self.sockets.watch_listener_later(listener, descriptor);
+                    return;
+                }
+            };
+            let session = match self.nbd.accepted() {
+                Ok(session) => session,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection is refused");
+                    continue;
+                }
+            };
+            self.sockets.open(session, socket);
+            let slot = session.slot() as usize;
+            if self.open.len() <= slot {
+                self.open.resize_with(slot + 1, || None);
+            }
+            self.open[slot] = Some(Connection { session, listener });
+            self.connections[listener].now += 1;
+            self.connections[listener].opened += 1;
+        }
+        self.sockets.watch_listener(listener, self.listeners[listener].as_fd());
+    }
+
+    /// Carries out what sessions want.
+    fn act(&mut self) {
+        while let Some(action) = self.nbd.next_action() {
+            if let Action::Send { .. } = action {
+                bowline_arena::fail_point!("server.reply.ready");
+            }
+            if let Some(closed) = self.sockets.carry_out(action) {
+                self.closed(closed);
+            }
+        }
+    }
+
+    fn closed(&mut self, Closed { session, cause }: Closed) {
+        let place = self.open.get_mut(session.slot() as usize).and_then(Option::take);
+        if let Some(Connection { session: known, listener }) = place {
+            debug_assert_eq!(known, session, "a session that is not known is closed");
+            self.connections[listener].now -= 1;
+        }
+        match cause {
+            CloseCause::Client | CloseCause::Shutdown => tracing::debug!(%cause, "disconnected"),
+            cause => tracing::info!(%cause, "disconnected"),
+        }
+    }
+
+    /// Hands over what the disks have to tell. Returns whether there was something.
+    fn tell(&mut self) -> bool {
+        let mut told = false;
+        while let Some(event) = self.disks.next_event() {
+            told = true;
+            match event {
+                DiskEvent::Done { ticket, result } if !self.nbd.owns(ticket) => {
+                    self.made_durable(ticket, result);
+                }
+                event => self.nbd.disk_event(&mut self.disks, event),
+            }
+        }
+        told
+    }
+
+    /// Offers the disks there are.
+    pub(super) fn offer_disks(&mut self) {
+        let disks = self.disks.store().disks();
+        let exported = disks.map(|disk| ExportedDisk {
+            disk: disk.id,
+            name: disk.name.clone(),
+            description: String::new(),
+            read_only: false,
+        });
+        self.nbd.set_exports(exported.collect());
+    }
+
+    /// A ticket of our own.
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(u64::from(OURS) << 56 | self.tickets)
+    }
+
+    /// How long to sleep if nothing happens; for ever if nothing is to be done.
+    fn timeout(&self) -> Option<Duration> {
+        let store = self.disks.store();
+        let deadlines = [
+            self.disks.wake_at(),
+            self.nbd.due(),
+            store.wake_at(),
+            store.is_busy().then(|| Micros(self.now.0 + TICK_US)),
+            self.stopping.as_ref().map(|stopping| stopping.until),
+            self.clock.take_alarm(),
+        ];
+        let first = deadlines.into_iter().flatten().min()?;
+        Some(Duration::from_micros(first.0.saturating_sub(self.clock.now().0)))
+    }
+
+    /// Begins to stop: replies leave, then connections are closed, then the pool.
+    pub(super) fn stop(&mut self, reply: Reply<()>) {
+        if let Some(stopping) = &mut self.stopping {
+            return stopping.replies.push(reply);
+        }
+        let until = Micros(self.now.0 + PARTING_US);
+        self.stopping = Some(Stopping { replies: vec![reply], until });
+        self.nbd.close_all();
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(stopping) = &self.stopping else { return false };
+        let has_waited = self.now >= stopping.until;
+        (self.nbd.sessions_open() == 0 && self.pending.is_empty()) || has_waited
+    }
+
+    /// Closes the pool and takes away what only a living server needs.
+    fn close(mut self) -> Result<(), Problem> {
+        let was_writing = self.disks.store().status().state.is_writing();
+        let closed = self.disks.store_mut().close();
+        bowline_arena::fail_point!("server.store.closed");
+        let replies = self.stopping.map_or_else(Vec::new, |stopping| stopping.replies);
+        // In this order: the ring goes when nobody uses it, the arena when no ring needs it.
+        drop((self.disks, self.nbd, self.sockets, self.listeners, self.ring));
+        let result = closed.map_err(|error| super::pool::failed(&self.config.pool, "close", error));
+        if was_writing
+            && result.is_ok()
+            && let Err(error) = self.arena.remove()
+        {
+            tracing::warn!(%error, "the arena cannot be removed");
+        }
+        drop(self._lock);
+        for reply in replies {
+            reply.send(result.clone());
+        }
+        result
+    }
+}

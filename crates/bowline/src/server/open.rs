@@ -1,0 +1,282 @@
+//! Starting: lock, arena, ring, medium, store, listeners, in this order.
+//!
+//! Starting is adopting. When the arena is open, nothing of a former owner runs or lands any more;
+//! only then is the medium written to.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_arena::{
+    Arena, ArenaError, ArenaFile, ArenaOptions, Life, Memory, OwnerLock, Ring, RingOptions,
+    SharedPages, boot_id, life, owner,
+};
+use bowline_media::filters::FilterSpec;
+use bowline_media::{Clock, MediaEvents, Opened as OpenedMedium};
+use bowline_store::{ArenaRegion, Media, PoolHeader, Store, StoreOptions};
+
+use super::config::{MEMORY_BYTES, ServeConfig};
+use super::listen::Listener;
+use super::pool;
+use super::ring_sockets::MEDIUM;
+use super::tuning::Tuning;
+use crate::control::api::{Condition, Kind, Problem};
+
+/// Bytes of the arena for the store's records.
+const CONTROL_BYTES: u64 = 2 << 20;
+/// Bytes of the default memory that are buffers in the arena, frames of the map, and deltas.
+const BUFFER_BYTES: u64 = 48 << 20;
+const FRAME_BYTES: u64 = 64 << 20;
+const DELTA_BYTES: u64 = 32 << 20;
+/// The longest request and the store's own buffers need so much, however little is asked for.
+const BUFFER_BYTES_MIN: u64 = 44 << 20;
+/// The least memory a server can be given.
+const MEMORY_BYTES_MIN: u64 = 96 << 20;
+/// How long a dying owner may take, and again its I/O.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same if nothing is known about the owner.
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
+const PAGE: u64 = 4096;
+
+/// The store of a server.
+pub type ServerStore = Store<Box<dyn Media>>;
+
+/// Everything a server holds when it is ready to run.
+pub struct Opened {
+    pub store: ServerStore,
+    pub header: PoolHeader,
+    pub pages: SharedPages,
+    pub memory: Rc<Memory>,
+    pub ring: Option<Rc<RefCell<Ring>>>,
+    pub events: MediaEvents,
+    pub clock: Clock,
+    pub listeners: Vec<Listener>,
+    /// What is not as it should be about this start.
+    pub notes: Vec<Condition>,
+    pub tuning: Tuning,
+    /// Last: the locks go when everything else has gone.
+    pub arena: ArenaFile,
+    pub lock: OwnerLock,
+}
+
+/// How the memory asked for is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shares {
+    page_bytes: u64,
+    map_frames: usize,
+    delta_bytes: usize,
+}
+
+impl Shares {
+    fn of(memory_bytes: u64) -> Result<Shares, Problem> {
+        if memory_bytes < MEMORY_BYTES_MIN {
+            let least = crate::size::Size(MEMORY_BYTES_MIN);
+            let what = format!("a server needs at least {least} of memory");
+            return Err(Problem::new(Kind::Usage, what).next(format!("--memory {least}")));
+        }
+        let share = |bytes: u64| {
+            let share = u128::from(bytes) * u128::from(memory_bytes) / u128::from(MEMORY_BYTES);
+            u64::try_from(share).unwrap_or(u64::MAX) / PAGE * PAGE
+        };
+        let usize_of = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Ok(Shares {
+            page_bytes: share(BUFFER_BYTES).clamp(BUFFER_BYTES_MIN, 1 << 30),
+            map_frames: usize_of(share(FRAME_BYTES) / PAGE),
+            delta_bytes: usize_of(share(DELTA_BYTES)),
+        })
+    }
+}
+
+/// Opens everything.
+pub fn open(config: &ServeConfig) -> Result<Opened, Problem> {
+    let tuning = Tuning::from_environment()?;
+    let shares = Shares::of(config.memory_bytes)?;
+    let filters = filters(&config.media_filters)?;
+    if let Some(embedded) = config.embedded.as_ref().filter(|_| !config.pool.exists()) {
+        pool::embed(&config.pool, embedded)?;
+    }
+    let header = pool::header(&config.pool)?;
+    let lock = lock(config, &header)?;
+    if bowline_media::in_use(&config.pool).map_err(|e| pool::failed(&config.pool, "open", e))? {
+        return Err(Problem::new(Kind::Busy, format!("{} is in use", config.pool.display()))
+            .why("it is mounted, or part of another device"));
+    }
+    let arena = Arena::open(&ArenaOptions {
+        directory: Some(config.arena.clone()),
+        pool: header.pool.0,
+        instance: 1,
+        control_bytes: CONTROL_BYTES,
+        page_bytes: shares.page_bytes,
+        any_file_system: false,
+        patience: PATIENCE,
+    });
+    let arena = arena.map_err(|error| arena_problem(&config.pool, &error))?;
+    opened(config, tuning, shares, filters, header, lock, arena)
+}
+
+fn opened(
+    config: &ServeConfig,
+    tuning: Tuning,
+    shares: Shares,
+    filters: Vec<FilterSpec>,
+    header: PoolHeader,
+    lock: OwnerLock,
+    arena: Arena,
+) -> Result<Opened, Problem> {
+    let Arena { memory, mut control, pages, adopted, file, .. } = arena;
+    let mut file = file.unwrap_or_else(|| unreachable!("an arena that was opened has a file"));
+    if let Some(adopted) = &adopted {
+        let (process, in_flight) = (adopted.process, adopted.fence.in_flight);
+        tracing::info!(process, in_flight, "adopting what a server left that did not stop cleanly");
+    }
+    let address = std::path::absolute(&config.control).unwrap_or_else(|_| config.control.clone());
+    file.set_control_address(&address.display().to_string());
+    let mut notes = Vec::new();
+    let ring = ring(&mut file, tuning, &mut notes);
+    // A page of the control area that the store does not get: what was acknowledged may lie in any
+    // other.
+    let staging = control.split_off(control.bytes() - PAGE as u32);
+    let mut options = bowline_media::OpenOptions::new(memory.clone());
+    options.ring = ring.clone().map(|ring| (ring, MEDIUM));
+    options.filters = filters;
+    options.staging = Some(staging.part());
+    options.spin = tuning.spin;
+    let clock = options.clock.clone();
+    let medium = bowline_media::open(&config.pool, options);
+    let medium = medium.map_err(|error| pool::failed(&config.pool, "open", error))?;
+    let OpenedMedium { media, events, direct, .. } = medium;
+    if !direct {
+        notes.push(buffered());
+    }
+    let boot = boot_id().map_err(|error| pool::failed(&config.pool, "find this boot of", error))?;
+    let options = StoreOptions {
+        delta_bytes: shares.delta_bytes,
+        map_frames: shares.map_frames,
+        boot,
+        instance: 1,
+        accept_loss: config.accept_loss,
+        ..StoreOptions::default()
+    };
+    let region = ArenaRegion { control, pages: pages.clone(), is_fresh: adopted.is_none() };
+    let store = Store::open(media, region, options)
+        .map_err(|error| pool::failed(&config.pool, "open", error))?;
+    bowline_arena::fail_point!("server.store.opened");
+    let listeners = config.nbd.iter().map(Listener::bind).collect::<Result<_, _>>()?;
+    Ok(Opened {
+        store,
+        header,
+        pages,
+        memory,
+        ring,
+        events,
+        clock,
+        listeners,
+        notes,
+        tuning,
+        arena: file,
+        lock,
+    })
+}
+
+/// The filters as they were given, outermost first; the medium wants them the other way round.
+fn filters(given: &[String]) -> Result<Vec<FilterSpec>, Problem> {
+    let parse = |text: &String| {
+        text.parse().map_err(|error: bowline_media::filters::SpecError| {
+            Problem::new(Kind::Usage, error.to_string())
+        })
+    };
+    given.iter().rev().map(parse).collect()
+}
+
+/// Takes the pool for this process alone.
+fn lock(config: &ServeConfig, header: &PoolHeader) -> Result<OwnerLock, Problem> {
+    let known = || owner(&config.arena, header.pool.0);
+    let patience = if known().is_some() { PATIENCE } else { PATIENCE_UNKNOWN };
+    let mut attempt = || OwnerLock::pool(&config.pool);
+    let mut holder =
+        || known().map_or(Life::Unknown, |(process, started, _)| life(process, started));
+    let lock = OwnerLock::wait(patience, &mut attempt, &mut holder)
+        .map_err(|error| pool::failed(&config.pool, "lock", error))?;
+    lock.ok_or_else(|| {
+        let owner =
+            known().filter(|(process, started, _)| life(*process, *started) != Life::Unknown);
+        let (process, control) = owner.map_or((0, String::new()), |(p, _, control)| (p, control));
+        owned(&config.pool, process, &control)
+    })
+}
+
+/// The refusal of a pool that somebody else serves.
+fn owned(path: &Path, process: u32, control: &str) -> Problem {
+    let what = format!("{} is served already", path.display());
+    let by = if process > 0 { format!("process {process}") } else { "another process".into() };
+    let at = if control.is_empty() { String::new() } else { format!(", control socket {control}") };
+    let problem = Problem::new(Kind::Busy, what).why(format!("{by} has it{at}"));
+    if control.is_empty() {
+        return problem.next("stop that server first");
+    }
+    problem.next(format!("bowline stop --control {control}"))
+}
+
+fn arena_problem(path: &Path, error: &ArenaError) -> Problem {
+    match error {
+        ArenaError::Owned { process, control_address } => owned(path, *process, control_address),
+        other => Problem::new(Kind::Failed, format!("cannot serve {}", path.display()))
+            .why(other.to_string()),
+    }
+}
+
+/// The data thread's ring, or a note why there is none.
+fn ring(
+    file: &mut ArenaFile,
+    tuning: Tuning,
+    notes: &mut Vec<Condition>,
+) -> Option<Rc<RefCell<Ring>>> {
+    let why = if tuning.without_ring {
+        "BOWLINE_WITHOUT_IO_URING is set".to_owned()
+    } else {
+        match file.ring(RingOptions::default()) {
+            Ok(ring) => return Some(Rc::new(RefCell::new(ring))),
+            Err(refused) => refused.reason,
+        }
+    };
+    notes.push(Condition {
+        name: "io-uring-refused".into(),
+        meaning: format!("every request costs more time: {why}"),
+        doing: "the medium is driven by threads, sockets by poll".into(),
+        remedy: "allow io_uring, on Linux 6.10 or newer".into(),
+    });
+    None
+}
+
+fn buffered() -> Condition {
+    Condition {
+        name: "medium-buffered".into(),
+        meaning: "the file system cannot pass its cache by: flushes take longer".into(),
+        doing: "the pool is used through the page cache".into(),
+        remedy: "put the pool on a file system that knows O_DIRECT".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_memory_is_divided_as_designed() {
+        let shares = Shares::of(MEMORY_BYTES).unwrap();
+        let expected = Shares { page_bytes: 48 << 20, map_frames: 16384, delta_bytes: 32 << 20 };
+        assert_eq!(shares, expected);
+        let least = Shares::of(MEMORY_BYTES_MIN).unwrap();
+        assert_eq!(least.page_bytes, BUFFER_BYTES_MIN);
+        assert!(least.map_frames < expected.map_frames);
+        assert!(Shares::of(MEMORY_BYTES_MIN - 1).is_err());
+    }
+
+    #[test]
+    fn filters_are_stacked_from_the_medium_up() {
+        let given = ["flush-delay=2ms".to_owned(), "statistics".to_owned()];
+        assert_eq!(filters(&given).unwrap().first(), Some(&FilterSpec::Statistics));
+        assert!(filters(&["nonsense".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,190 @@
+//! How everything is, from the live store, disks and sessions.
+
+use bowline_export::Counters;
+use bowline_store::{Disk, DiskId, Durability, PoolState as StoreState, Provision};
+
+use super::data::Data;
+use crate::control::api::{
+    self, Condition, DiskCounters, DiskStatus, Export, Loss, PoolCounters, PoolState, PoolStatus,
+    Process, Processes, ScrubStatus, ServerStatus, Space, Takeover,
+};
+
+/// From here on a pool is called nearly full.
+const FULL_PERCENT: u64 = 85;
+
+impl Data {
+    /// The whole server.
+    pub(super) fn server_status(&self) -> ServerStatus {
+        let pool = self.pool_status();
+        let exports = self.listeners.iter().zip(&self.connections);
+        let mut disks: Vec<DiskStatus> =
+            self.disks.store().disks().map(|disk| self.status_of(disk)).collect();
+        disks.sort_by(|one, other| one.name.cmp(&other.name));
+        ServerStatus {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            state: pool.state,
+            conditions: self.notes.clone(),
+            processes: Processes {
+                active: Some(Process { pid: std::process::id() }),
+                ..Processes::default()
+            },
+            takeover: Takeover { ready: false, reason: "no partner is running".into() },
+            medium: self.medium_name.into(),
+            sockets: self.sockets.name().into(),
+            exports: exports
+                .map(|(listener, connections)| Export {
+                    protocol: "nbd".into(),
+                    address: listener.address.to_string(),
+                    connections: connections.now,
+                    connections_opened: connections.opened,
+                })
+                .collect(),
+            memory_bytes: resident_bytes(),
+            stall_max_us: self.turns.longest_us,
+            turns: self.turns.count,
+            pool,
+            disks,
+        }
+    }
+
+    /// The pool.
+    pub(super) fn pool_status(&self) -> PoolStatus {
+        let store = self.disks.store();
+        let status = store.status();
+        let (space, count) = (status.space, status.counters);
+        let mut conditions = Vec::new();
+        let mut state = match &status.state {
+            StoreState::Healthy => PoolState::Well,
+            StoreState::Stopped(cause) => {
+                conditions.push(stopped(cause, status.state.remedy()));
+                PoolState::Stopped
+            }
+            StoreState::Damaged(cause) => {
+                conditions.push(damaged(cause, status.state.remedy()));
+                PoolState::Damaged
+            }
+            StoreState::LostWrites(cause) => {
+                conditions.push(lost_writes(cause, status.state.remedy()));
+                PoolState::LostWrites
+            }
+        };
+        let limit = space.limit_bytes;
+        if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
+            conditions.push(space_low());
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
+        PoolStatus {
+            path: self.config.pool.display().to_string(),
+            id: format!("{:032x}", self.header.pool.0),
+            state,
+            conditions,
+            size_bytes: space.capacity_bytes,
+            space: Space {
+                logical_bytes: space.logical_bytes,
+                mapped_bytes: space.mapped_bytes,
+                shared_bytes: space.shared_bytes,
+                physical_bytes: space.physical_bytes,
+                reclaimable_bytes: space.reclaimable_bytes,
+                pending_free_bytes: space.pending_free_bytes,
+            },
+            epoch: status.epoch,
+            sequence_admitted: store.admitted_through().0,
+            sequence_durable: store.durable_through().0,
+            scrub: ScrubStatus::default(),
+            counters: PoolCounters {
+                log_batches: count.batches,
+                log_bytes: count.log_bytes,
+                map_bytes: count.map_bytes,
+                compaction_bytes: count.image_bytes,
+                checkpoints: count.checkpoints,
+                media_flushes: count.media_flushes,
+                checksum_errors: count.checksum_errors,
+                media_errors: count.read_errors,
+            },
+        }
+    }
+
+    /// One disk, if it is there.
+    pub(super) fn disk_status(&self, id: DiskId) -> Option<DiskStatus> {
+        self.disks.store().disk(id).map(|disk| self.status_of(disk))
+    }
+
+    fn status_of(&self, disk: &Disk) -> DiskStatus {
+        let (loss, limits) = (self.disks.loss(disk.id), self.loss_limits(disk.id));
+        let of_disk = self.nbd.sessions().filter(|session| session.disk == Some(disk.id));
+        DiskStatus {
+            name: disk.name.clone(),
+            id: disk.id.0,
+            size_bytes: disk.bytes,
+            mapped_bytes: 0,
+            durability: match disk.durability {
+                Durability::Strict => api::Durability::Strict,
+                Durability::Hinted => api::Durability::Hinted,
+                Durability::Ordered => api::Durability::Ordered,
+                Durability::Sync => api::Durability::Sync,
+            },
+            provision: match disk.provision {
+                Provision::Thin => api::Provision::Thin,
+                Provision::Lazy => api::Provision::Lazy,
+                Provision::Eager => api::Provision::Eager,
+            },
+            read_only: disk.read_only,
+            connections: of_disk.count() as u64,
+            uris: self.listeners.iter().map(|one| one.address.uri(&disk.name)).collect(),
+            loss: Loss {
+                unflushed_bytes: loss.bytes,
+                unflushed_age_ms: loss.age_micros / 1000,
+                max_loss_ms: limits.loss_ms_max,
+                max_loss_bytes: limits.loss_bytes_max,
+            },
+            counters: counters(&self.nbd.disk_counters(disk.id)),
+        }
+    }
+}
+
+fn counters(count: &Counters) -> DiskCounters {
+    DiskCounters {
+        read_operations: count.reads,
+        read_bytes: count.read_bytes,
+        write_operations: count.writes,
+        write_bytes: count.write_bytes,
+        discard_operations: count.trims + count.zeroes,
+        flush_operations: count.flushes,
+        error_operations: count.errors,
+        ..DiskCounters::default()
+    }
+}
+
+/// Memory of this process that is in use, by the kernel's counters: cheap enough to ask here.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+    kibibytes.unwrap_or(0u64) << 10
+}
+
+fn condition(name: &str, meaning: String, doing: &str, remedy: &str) -> Condition {
+    Condition { name: name.into(), meaning, doing: doing.into(), remedy: remedy.into() }
+}
+
+fn stopped(cause: &str, remedy: &str) -> Condition {
+    let meaning = format!("writes are refused, guests get errors: {cause}");
+    condition("stopped", meaning, "reads go on; acknowledged data stays in memory", remedy)
+}
+
+fn damaged(cause: &str, remedy: &str) -> Condition {
+    let meaning = format!("writes are refused, some data may be missing: {cause}");
+    condition("damaged", meaning, "reads go on, each verified; nothing is cut off", remedy)
+}
+
+fn lost_writes(cause: &str, remedy: &str) -> Condition {
+    let doing = "writes are refused until the loss is accepted; reads go on";
+    condition("lost-writes", cause.to_owned(), doing, remedy)
+}
+
+fn space_low() -> Condition {
+    let meaning = format!("{FULL_PERCENT} % of what the pool can hold is taken");
+    let doing = "dead space is compacted; writes are taken until live data is at the limit";
+    condition("space-low", meaning, doing, "discard data, destroy disks, or grow the pool")
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bowline_arena::{SharedPages, Span};
 use bowline_disk::{DiskEvent, Disks, Volume};
-use bowline_store::{Micros, Ticket};
+use bowline_store::{DiskId, Micros, Ticket};
 
 use crate::Counters;
 use crate::budget::{Budget, Lane, Loan};

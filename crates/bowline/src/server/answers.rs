@@ -9,8 +9,8 @@ use bowline_store::{Disk, DiskId, Durability, Provision, StoreError, Ticket};
 use super::command::{Command, Reply};
 use super::data::Data;
 use crate::control::api::{
-    self, DiskChange, DiskCreate, DiskStatus, GrowPool, Kind, PoolStatus, Problem, Repair, RepairReport,
-    Resume,
+    self, DiskChange, DiskCreate, DiskStatus, GrowPool, Kind, PoolStatus, Problem, Repair,
+    RepairReport, Resume,
 };
 use crate::control::service::no_disk;
 
@@ -199,8 +199,9 @@ impl Data {
                 resumed.map_err(|error| refused("the pool cannot write again", &error))?;
                 Ok(self.pool_status())
             }
-            api::PoolState::Damaged => Err(degraded("the pool is damaged")
-                .next("bowline stop, then bowline pool check")),
+            api::PoolState::Damaged => {
+                Err(degraded("the pool is damaged").next("bowline stop, then bowline pool check"))
+            }
         }
     }
 

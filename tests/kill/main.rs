@@ -101,6 +101,7 @@ fn every_acknowledged_write_survives_the_death_of_all_processes() {
     let acknowledged = result.unwrap_or_else(|broken| panic!("{broken}"));
     println!("{rounds} kills, {acknowledged} acknowledged writes, none lost");
     server.stop().unwrap();
+    server.check().unwrap();
 }
 
 #[test]
@@ -113,6 +114,7 @@ fn what_was_flushed_survives_the_death_of_the_host_and_the_rest_is_a_prefix() {
     let acknowledged = result.unwrap_or_else(|broken| panic!("{broken}"));
     println!("{rounds} deaths of the host, {acknowledged} acknowledged writes, all promises kept");
     server.stop().unwrap();
+    server.check().unwrap();
 }
 
 /// At every labelled place of the program, when it is passed for the first time and later.
@@ -150,6 +152,7 @@ fn every_acknowledged_write_survives_a_death_at_every_labelled_place() {
     println!("{} labels, {deaths} deaths, nothing lost", labels.len());
     assert!(deaths >= 5, "only {deaths} of the fail points were ever passed");
     server.stop().unwrap();
+    server.check().unwrap();
 }
 
 /// The loop itself can fail: a server that keeps everything in its own memory is caught.
@@ -184,4 +187,5 @@ fn lost_writes_are_admitted_and_nothing_is_written_until_the_operator_accepts() 
     client.write(4096, &[8; 4096]).unwrap();
     assert_eq!(client.read(4096, 4096).unwrap(), [8; 4096]);
     server.stop().unwrap();
+    server.check().unwrap();
 }

@@ -301,6 +301,18 @@ impl Server {
         Ok(())
     }
 
+    /// Reads the pool of a stopped server through to its last block; a peer has none.
+    ///
+    /// # Errors
+    /// If it is not sound.
+    pub fn check(&self) -> Result<()> {
+        if self.setup.kind != Kind::Bowline {
+            return Ok(());
+        }
+        let (program, pool) = (self.setup.program.to_string_lossy(), self.pool());
+        tool::run(&program, &["pool", "check", &pool.to_string_lossy()]).map(|_| ())
+    }
+
     /// Runs a verb against this server.
     ///
     /// # Errors

@@ -89,6 +89,8 @@ pub fn run(mut setup: Setup, plot: &Plot, tell: &mut dyn FnMut(&str)) -> Result<
     let ending = check(&mut guest, &jobs, plot, tell)?;
     drop(guest);
     server.stop()?;
+    server.check()?;
+    tell("  pool:         every block of it is what was written");
     Ok(ending)
 }
 

@@ -233,6 +233,10 @@ fn report_words(report: &CheckReport) -> String {
         ("disks", report.disks.to_string()),
         ("verified", Size(report.verified_bytes).to_string()),
         ("last write", report.sequence_last.to_string()),
+        (
+            "closed",
+            if report.is_clean { "in good order" } else { "not; its log is replayed" }.into(),
+        ),
         ("verdict", verdict.into()),
     ]));
     text

@@ -233,6 +233,8 @@ pub struct CheckReport {
     pub id: String,
     /// What it comes to.
     pub verdict: Verdict,
+    /// Whether it was closed in good order; if not, the next start replays its log.
+    pub is_clean: bool,
     /// Slots looked through.
     pub slots: u64,
     /// Segments found in them.

@@ -78,7 +78,6 @@ impl<M: Media> Checker<'_, '_, M> {
             let (slot, block) = (extent.slot, extent.block);
             self.place(PlaceKind::Blob, slot, block, extent.blocks);
         }
-        let slots = root.slot_count;
         let mut known = match load_blob(&mut self.medium, self.header, root, map) {
             Ok(known) => known,
             Err(StoreError::Medium(MediumError::Died)) => return Err(MediumError::Died.into()),
@@ -87,12 +86,13 @@ impl<M: Media> Checker<'_, '_, M> {
                 return Ok(());
             }
         };
+        let damage = self.follow_log(&mut known)?;
+        let slots = known.segments.slot_count();
+        self.report.slots = slots;
         if let Some(what) = cut_short(self.medium.media(), &self.header, &known) {
             let remedy = "give the file or device its size back";
             self.report.find(Severity::Loss, format!("{slots} slots"), what, remedy);
         }
-        let damage = self.follow_log(&mut known)?;
-        self.report.slots = known.segments.slot_count();
         self.report.segments = known.segments.from(SegmentId(0)).count() as u64;
         for disk in known.catalogue.disks.values() {
             let (id, name, bytes) = (disk.id, disk.name.clone(), disk.bytes);
@@ -131,7 +131,7 @@ impl<M: Media> Checker<'_, '_, M> {
         };
         let place = format!("log, segment {}, slot {}", damage.segment, damage.slot);
         let remedy = "`bowline pool repair` cuts the log off there: what is listed as lost behind \
-                      it is gone then";
+                      it is gone then, and what the missing batch held, which nobody can tell";
         self.report.find(Severity::Loss, place, damage.to_string(), remedy);
         self.report.repairs.push(RepairStep::CutLog { after: end.number });
         Ok(Some(damage))
@@ -141,7 +141,9 @@ impl<M: Media> Checker<'_, '_, M> {
     fn list_cut_off(&mut self, known: &Known, damage: &Damage) -> Result<(), StoreError> {
         let why = format!("written in batches behind the damage at batch {}", damage.missing);
         let epoch = known.root.epoch;
-        for slot in (0..known.segments.slot_count()).map(SlotId) {
+        // The pool may have grown behind the damage.
+        let slots = self.header.slots_on(self.medium.media().bytes_total());
+        for slot in (0..slots).map(SlotId) {
             let Some(header) = self.header_of(slot)? else { continue };
             let is_later = header.kind == SegmentKind::Log
                 && header.segment >= damage.segment
@@ -232,7 +234,8 @@ impl<M: Media> Checker<'_, '_, M> {
 
     /// Where the batches of the log since the checkpoint lie, and the headers of their segments.
     fn place_log(&mut self, known: &Known, last: u64) -> Result<(), StoreError> {
-        for slot in (0..known.segments.slot_count()).map(SlotId) {
+        let slots = self.header.slots_on(self.medium.media().bytes_total());
+        for slot in (0..slots).map(SlotId) {
             let Some(header) = self.header_of(slot)? else { continue };
             if header.kind != SegmentKind::Log || header.segment < known.root.position.segment {
                 continue;

@@ -230,7 +230,7 @@ impl CheckReport {
             CheckVerdict::Damaged
         } else if worst == Some(Severity::Repairable) || !self.losses.is_empty() {
             CheckVerdict::Repairable
-        } else if self.is_clean && self.batches_replayed == 0 {
+        } else if self.is_clean {
             CheckVerdict::Clean
         } else {
             CheckVerdict::Dirty

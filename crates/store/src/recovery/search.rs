@@ -50,7 +50,8 @@ impl Walk {
         {
             return Ok(Some(self.damage(Why::Proof(proof))));
         }
-        for slot in free_slots(known, end.slot) {
+        let slots = self.header.slots_on(medium.media().bytes_total());
+        for slot in free_slots(known, slots, end.slot) {
             if seen.insert(slot)
                 && let Some(proof) = self.proof_in_slot(medium, slot)?
             {
@@ -132,12 +133,13 @@ impl Walk {
 }
 
 /// Slots a later segment of the log may lie in: those nothing is known to be in. Slots are taken in
-/// turn, so the ones after the end's come first.
-fn free_slots(known: &Known, end: SlotId) -> Vec<SlotId> {
+/// turn, so the ones after the end's come first. The pool may have grown behind the end.
+fn free_slots(known: &Known, slots: u32, end: SlotId) -> Vec<SlotId> {
     let free = |(slot, state): (SlotId, SlotState)| {
         matches!(state, SlotState::Free | SlotState::PendingFree(_)).then_some(slot)
     };
-    let all: Vec<SlotId> = known.segments.slots().filter_map(free).collect();
+    let mut all: Vec<SlotId> = known.segments.slots().filter_map(free).collect();
+    all.extend((known.segments.slot_count()..slots).map(SlotId));
     let from = all.partition_point(|slot| *slot <= end);
     let (before, after) = all.split_at(from);
     after.iter().chain(before).copied().take(FREE_SLOTS_MAX).collect()

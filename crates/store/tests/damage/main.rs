@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod fixture;
+mod hostile;
+mod recoveries;
+mod regions;
+mod repairs;
 mod targets;
 mod world;

@@ -1,16 +1,16 @@
 //! A pool with a rich history as a run of bytes, what every block of it must read as, and copies of
 //! it to be damaged, checked and opened.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::OnceLock;
 
 use bowline_arena::{Arena, Memory, SharedPages};
 use bowline_store::{
-    ArenaRegion, CheckOptions, CheckReport, CheckVerdict, Completion, CreateOptions, DiskId,
-    Durability, Event, Io, IoId, Lba, Media, MediumError, Micros, Payload, PoolId, PoolState,
-    Provision, Refused, Store, StoreError, StoreOptions, Ticket, check, create,
+    ArenaRegion, BlockState, CheckOptions, CheckReport, CheckVerdict, Completion, CreateOptions,
+    DiskId, Durability, Event, Io, IoId, Lba, Media, MediumError, Micros, Payload, PoolId,
+    PoolState, Provision, Refused, Store, StoreError, StoreOptions, Ticket, check, create,
 };
 
 pub const BLOCK: usize = 4096;
@@ -28,6 +28,8 @@ pub struct Plain {
     memory: Rc<Memory>,
     done: VecDeque<Completion>,
     is_read_only: bool,
+    /// Writes neither land nor come back.
+    pub is_stuck: Rc<Cell<bool>>,
     /// Byte ranges the medium cannot read.
     pub unreadable: Vec<std::ops::Range<u64>>,
 }
@@ -73,6 +75,9 @@ impl Media for Plain {
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
+        if self.is_stuck.get() && matches!(io, Io::Write { .. }) {
+            return;
+        }
         let result = self.run(&io);
         self.done.push_back(Completion { id, result });
     }
@@ -121,6 +126,8 @@ pub type Model = BTreeMap<(u32, u64), Vec<u64>>;
 pub struct Image {
     pub bytes: Vec<u8>,
     pub model: Model,
+    /// The bytes at earlier times.
+    pub earlier: Vec<Vec<u8>>,
 }
 
 /// A pool that is open.
@@ -129,6 +136,7 @@ pub struct World {
     pub bytes: Rc<RefCell<Vec<u8>>>,
     pub memory: Rc<Memory>,
     pub pages: SharedPages,
+    pub is_stuck: Rc<Cell<bool>>,
     pub now: u64,
 }
 
@@ -142,6 +150,7 @@ fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena) -> Plain {
         memory: arena.memory.clone(),
         done: VecDeque::new(),
         is_read_only: false,
+        is_stuck: Rc::default(),
         unreadable: Vec::new(),
     }
 }
@@ -156,10 +165,10 @@ pub fn options(boot: u128) -> StoreOptions {
     }
 }
 
-pub fn format(slots: u64) -> Rc<RefCell<Vec<u8>>> {
-    let bytes = Rc::new(RefCell::new(vec![0; (FIRST_SLOT_AT + slots * SLOT_BYTES) as usize]));
+pub fn format_with(slots: u64, slot_bytes: u64) -> Rc<RefCell<Vec<u8>>> {
+    let bytes = Rc::new(RefCell::new(vec![0; (FIRST_SLOT_AT + slots * slot_bytes) as usize]));
     let arena = arena();
-    let made = CreateOptions { pool: PoolId(7), salt: 99, slot_bytes: SLOT_BYTES, now_seconds: 0 };
+    let made = CreateOptions { pool: PoolId(7), salt: 99, slot_bytes, now_seconds: 0 };
     create(&mut plain(&bytes, &arena), &arena.pages, &made).unwrap();
     bytes
 }
@@ -169,13 +178,31 @@ pub fn open_with(
     unreadable: &[std::ops::Range<u64>],
     options: StoreOptions,
 ) -> Result<World, StoreError> {
-    let arena = arena();
+    open_on(arena(), true, bytes, unreadable, options)
+}
+
+/// Opens in the memory that a world left behind when it was killed.
+pub fn adopt(world: World, boot: u128) -> World {
+    let World { store, bytes, memory, pages, .. } = world;
+    drop((store, pages));
+    let arena = Arena::adopt_private(memory.successor()).unwrap();
+    open_on(arena, false, bytes, &[], options(boot)).unwrap()
+}
+
+fn open_on(
+    arena: Arena,
+    is_fresh: bool,
+    bytes: Rc<RefCell<Vec<u8>>>,
+    unreadable: &[std::ops::Range<u64>],
+    options: StoreOptions,
+) -> Result<World, StoreError> {
     let mut media = plain(&bytes, &arena);
     media.unreadable = unreadable.to_vec();
+    let is_stuck = media.is_stuck.clone();
     let Arena { control, pages, memory, .. } = arena;
-    let region = ArenaRegion { control, pages: pages.clone(), is_fresh: true };
+    let region = ArenaRegion { control, pages: pages.clone(), is_fresh };
     let store = Store::open(media, region, options)?;
-    Ok(World { store, bytes, memory, pages, now: 0 })
+    Ok(World { store, bytes, memory, pages, is_stuck, now: 0 })
 }
 
 pub fn open(bytes: Rc<RefCell<Vec<u8>>>, boot: u128) -> Result<World, StoreError> {
@@ -266,6 +293,20 @@ impl World {
     }
 }
 
+/// What a block is said to hold.
+pub fn status_of(world: &mut World, disk: DiskId, lba: u64) -> BlockState {
+    world.store.block_status(Ticket(5), disk, Lba(lba), 1, 1);
+    for _ in 0..50 {
+        while let Some(event) = world.store.next_event() {
+            if let Event::Status { result, .. } = event {
+                return result.unwrap()[0].state;
+            }
+        }
+        world.poll();
+    }
+    panic!("no answer");
+}
+
 /// Which write a block holds; 0 if it is zeros.
 pub fn tag_of(block: &[u8]) -> u64 {
     let mut first = [0; 8];
@@ -287,7 +328,7 @@ pub struct History {
 
 impl History {
     pub fn new(slots: u64) -> History {
-        let world = open(format(slots), 1).unwrap();
+        let world = open(format_with(slots, SLOT_BYTES), 1).unwrap();
         History { world, model: Model::new(), next: 0, boot: 1, compacted: 0 }
     }
 
@@ -333,8 +374,13 @@ impl History {
         History { world: open(bytes, self.boot).unwrap(), ..self }
     }
 
+    fn bytes(&self) -> Vec<u8> {
+        self.world.bytes.borrow().clone()
+    }
+
     pub fn image(&self) -> Image {
-        Image { bytes: self.world.bytes.borrow().clone(), model: self.model.clone() }
+        let bytes = self.bytes();
+        Image { bytes, model: self.model.clone(), earlier: Vec::new() }
     }
 }
 
@@ -346,6 +392,7 @@ fn build() -> Image {
     let mut random = Random::new(3);
     let (a, b) = (history.disk("a", 64 << 20), history.disk("b", 1 << 30));
     let gone = history.disk("gone", 4 << 20);
+    let mut earlier = Vec::new();
     history.write(gone, 0, 40);
     for round in 0..14u64 {
         for _ in 0..90 {
@@ -365,6 +412,7 @@ fn build() -> Image {
             3 | 6 | 9 => history = history.restart(),
             _ => history.checkpoint(),
         }
+        earlier.push(history.bytes());
     }
     let compacted = history.world.store.status().counters.slots_compacted + history.compacted;
     assert!(compacted > 20, "only {compacted} slots were compacted");
@@ -381,13 +429,27 @@ fn build() -> Image {
         }
     }
     history.clear(a, 100, 90, false);
+    earlier.push(history.bytes());
     for lba in TAIL {
         history.write(a, lba, 1);
         history.world.flush();
+        if lba % 20 == 0 {
+            earlier.push(history.bytes());
+        }
     }
     history.world.idle();
     history.world.flush();
-    history.image()
+    Image { earlier, ..history.image() }
+}
+
+/// Where a slot begins and ends on the medium.
+pub fn slot(index: usize) -> std::ops::Range<usize> {
+    let at = FIRST_SLOT_AT as usize + index * SLOT_BYTES as usize;
+    at..at + SLOT_BYTES as usize
+}
+
+pub fn slots() -> usize {
+    (SLOTS + SLOTS_MORE) as usize
 }
 
 /// The pool most tests damage.

@@ -145,6 +145,7 @@ impl NbdServer {
         if matches!(submitted, Submitted::Busy | Submitted::Done(Err(_))) {
             return;
         }
+        bowline_arena::fail_point!("export.write.admitted");
         let Some(session) = self.sessions.get_mut(id) else { return };
         for counters in [&mut session.counters, &mut self.counters] {
             counters.write_bytes += bytes;

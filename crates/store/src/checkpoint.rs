@@ -339,9 +339,11 @@ impl<M: Media> Store<M> {
                 Phase::SuperblockFlushing(copy)
             }
             Phase::SuperblockFlushing(copy) if copy + 1 < SUPERBLOCK_COPIES => {
+                bowline_arena::fail_point!("checkpoint.superblock.first");
                 Phase::Superblock(copy + 1)
             }
             Phase::SuperblockFlushing(_) => {
+                bowline_arena::fail_point!("checkpoint.superblock.second");
                 self.finish_checkpoint(checkpoint);
                 return Step::Done;
             }

@@ -426,6 +426,7 @@ impl Log {
         self.trim(&memory);
         let at = self.batches.len() - 1;
         self.seal(&memory, at);
+        bowline_arena::fail_point!("log.batch.closed");
     }
 
     /// Writes the head of batch `at` for its place in the chain.

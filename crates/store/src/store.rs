@@ -609,6 +609,7 @@ impl<M: Media> Store<M> {
 
     fn flush_done(&mut self, result: Result<(), MediumError>) {
         let covered = self.flushing.take().unwrap_or_default();
+        bowline_arena::fail_point!("log.flush.done");
         match result {
             Ok(()) => self.log_is_durable(covered),
             Err(error) => self.stop_writing(&format!("a flush of the medium failed: {error}")),
@@ -670,6 +671,7 @@ impl<M: Media> Store<M> {
             self.bytes_since_checkpoint += bytes;
             let at = self.header.block_at(slot, block);
             self.in_flight.submit(&mut self.media, Purpose::Batch(number), Io::Write { at, from });
+            bowline_arena::fail_point!("log.batch.submitted");
             moved = true;
         }
         moved
@@ -740,6 +742,7 @@ impl<M: Media> Store<M> {
         self.flush_wanted = false;
         self.counters.media_flushes += 1;
         self.in_flight.submit(&mut self.media, Purpose::LogFlush, Io::Flush);
+        bowline_arena::fail_point!("log.flush.submitted");
         true
     }
 

@@ -382,6 +382,12 @@ impl Server {
         self.folder.path()
     }
 
+    /// The folder of the arena.
+    #[must_use]
+    pub fn arena(&self) -> &Path {
+        self.arena.path()
+    }
+
     /// The file of the pool.
     #[must_use]
     pub fn pool(&self) -> PathBuf {

@@ -182,6 +182,7 @@ impl Data {
             self.happened(happening, commands);
         }
         self.act();
+        bowline_arena::fail_point!("server.replies.pushed");
         let mut is_moving = false;
         for _ in 0..ROUNDS_MAX {
             is_moving = self.disks.poll(self.now);

@@ -206,6 +206,7 @@ impl<M: Media> Opening<M> {
             if let Err(damage) = self.adopt(&mut log, left, last.number) {
                 self.state = PoolState::Damaged(damage);
             }
+            bowline_arena::fail_point!("recovery.adopted");
             if self.state.is_writing() {
                 seq = self.settle(&mut log, &mut known, &mut replay, last, seq)?;
                 counters.batches_adopted = log.adopted;
@@ -316,6 +317,7 @@ impl<M: Media> Opening<M> {
         if !skips_flush {
             medium.flush()?;
         }
+        bowline_arena::fail_point!("recovery.flushed");
         let epoch = log.identity.epoch;
         log.staging.announce(&self.memory, epoch);
         let cut = Cut { epoch, accepted: last, segment: first.0, slot: first.1 };
@@ -325,6 +327,7 @@ impl<M: Media> Opening<M> {
             let boot = self.options.boot;
             record_epoch(&mut medium, known, cut, boot)?;
         }
+        bowline_arena::fail_point!("recovery.epoch");
         log.settled();
         log.staging.begin(&self.memory, epoch);
         Ok(seq.max(replay.seq))

@@ -98,15 +98,17 @@ pub fn run_seeds<S: Subject>(seeds: impl Iterator<Item = u64>, options: &Options
     report
 }
 
-/// The first seed that finds a behaviour broken on purpose, and what it says.
+/// The first seed that finds a behaviour broken on purpose and passes without it, and what it says.
 #[must_use]
 pub fn find<S: Subject>(
     broken: &str,
     seeds: impl Iterator<Item = u64>,
     options: &Options,
 ) -> Option<(u64, Violation)> {
-    let options = Options { broken: Some(broken.to_owned()), ..options.clone() };
+    let breaking = Options { broken: Some(broken.to_owned()), ..options.clone() };
     seeds.into_iter().find_map(|seed| {
-        run_seed::<S>(seed, &options, None).violation.map(|violation| (seed, violation))
+        let violation = run_seed::<S>(seed, &breaking, None).violation?;
+        let sound = run_seed::<S>(seed, options, None).violation;
+        sound.is_none().then_some((seed, violation))
     })
 }

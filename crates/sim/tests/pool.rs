@@ -1,0 +1,56 @@
+//! The real store under the simulator: sound seeds pass and reach what they are meant to reach, and
+//! every behaviour broken on purpose is found.
+
+use bowline_sim::pool::{BROKEN, Pool};
+use bowline_sim::{Coverage, Exploration, Options, explore, find, lie, run_seeds};
+
+fn verdict(seeds: std::ops::Range<u64>, options: &Options) {
+    let report = run_seeds::<Pool>(seeds, options);
+    assert!(report.failed.is_empty(), "{:#?}", report.failed);
+    assert_eq!(report.missing::<Pool>(options), [""; 0], "never reached");
+}
+
+#[test]
+fn seeds_keep_every_promise() {
+    verdict(1..41, &Options { faults: false, ..Options::default() });
+}
+
+#[test]
+fn seeds_keep_every_promise_on_a_failing_medium() {
+    verdict(1001..1061, &Options { operations: 1000, ..Options::default() });
+}
+
+#[test]
+fn every_broken_behaviour_is_found() {
+    let options = Options { operations: 600, faults: false, damage: false, ..Options::default() };
+    let missed: Vec<&str> = BROKEN
+        .iter()
+        .copied()
+        .filter(|broken| find::<Pool>(broken, 1..200, &options).is_none())
+        .collect();
+    assert_eq!(missed, [""; 0], "not found");
+}
+
+#[test]
+fn prefixes_of_the_stores_are_adopted() {
+    let what = Exploration { stride: 11, nested_stride: 40, ..Exploration::default() };
+    let coverage = explore::<Pool>(1, &what).unwrap();
+    let reached = ["prefixes adopted", "stores cut inside", "adoptions cut"];
+    assert_eq!(coverage.missing(&reached), [""; 0]);
+}
+
+#[test]
+fn what_is_published_before_its_content_is_found() {
+    let broken = Some("publish-before-content".to_owned());
+    let what = Exploration { broken, ..Exploration::default() };
+    assert!(explore::<Pool>(1, &what).is_err());
+}
+
+#[test]
+fn a_lying_device_is_found_out_or_nothing_wrong_is_served() {
+    let mut coverage = Coverage::default();
+    for seed in 1..20 {
+        coverage.merge(&lie::<Pool>(seed).unwrap());
+    }
+    assert!(coverage.count("lies told by the pool") > 0, "{coverage:?}");
+}

@@ -138,7 +138,8 @@ impl<S: Subject> Simulation<'_, S> {
         let limit = self.call(|subject| subject.live_blocks_max())?;
         if (live + wanted) * 1000 < limit * FULL_PERMILLE {
             let says = self.call(|subject| subject.describe())?;
-            let text = format!("no space with {live} of {all} blocks live and {wanted} wanted: {says}");
+            let text =
+                format!("no space with {live} of {all} blocks live and {wanted} wanted: {says}");
             return Err(Violation(text).into());
         }
         self.workload.relieve();

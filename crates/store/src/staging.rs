@@ -162,6 +162,11 @@ impl Staging {
         memory.publish(&mut self.control, RELEASED_AT, number.0);
     }
 
+    /// Batches up to this one were on the medium and flushed.
+    pub(crate) fn released(&self, memory: &Memory) -> BatchNumber {
+        BatchNumber(memory.read(&self.control, RELEASED_AT))
+    }
+
     /// The batches a dead process left, oldest first.
     pub(crate) fn found(&self, memory: &Memory) -> Vec<Found> {
         let mut number = BatchNumber(memory.read(&self.control, RELEASED_AT) + 1);

@@ -109,7 +109,7 @@ impl<M: Media> Checker<'_, '_, M> {
 
     /// Follows the log as recovery does.
     fn follow_log(&mut self, known: &mut Known) -> Result<Option<Damage>, StoreError> {
-        let mut walk = Walk::new(known);
+        let mut walk = Walk::new(known, None);
         let mut replay = Replay::new(known.root.seq);
         let result = walk.run(&mut self.medium, known, &mut replay);
         self.report.batches_replayed = replay.batches;

@@ -4,7 +4,9 @@
 //! - What is accepted of the log is the longest chain that verifies. Where that chain ends although
 //!   something later proves that more of it was durable, the pool is *damaged*: it opens for
 //!   reading, and nothing is cut off.
-//! - The arena's batches follow the log's last one, or the log contains them.
+//! - With the arena of the last epoch at hand, the log counts as far as the arena saw it flushed;
+//!   everything later is in the arena and is written again. So a flush that failed before the
+//!   process died cannot make recovery trust what the medium only seems to hold.
 //! - Recovery writes only to slots nothing points to, and its own record of the new epoch last.
 //!   So it may be cut off anywhere and done again.
 
@@ -167,7 +169,8 @@ impl<M: Media> Opening<M> {
         let map = Map::new(header.salt, self.options.delta_bytes, self.options.map_frames, loads);
         let mut medium = Blocking::new(&mut self.media, &self.pages)?;
         let mut known = load_blob(&mut medium, header, root, map)?;
-        let mut walk = Walk::new(&known);
+        let flushed = self.staging.as_ref().map(|staging| staging.released(&self.memory));
+        let mut walk = Walk::new(&known, flushed.filter(|_| is_ours));
         walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
         let mut replay = Replay::new(known.root.seq);
         let damage = walk.run(&mut medium, &mut known, &mut replay)?;

@@ -77,6 +77,10 @@ pub(crate) struct Walk {
     /// Whether nothing can lie behind the end: the last epoch ended in good order.
     is_clean: bool,
     pub is_chain_ignored: bool,
+    /// The last batch to be accepted, if the arena says how far the log was flushed: what lies
+    /// behind it is in the arena, and is written again. A flush may have failed since, and then
+    /// what the medium shows now is not there to stay.
+    limit: Option<BatchNumber>,
 }
 
 /// Blocks of a slot in memory.
@@ -88,7 +92,7 @@ struct Window {
 }
 
 impl Walk {
-    pub(crate) fn new(known: &Known) -> Walk {
+    pub(crate) fn new(known: &Known, limit: Option<BatchNumber>) -> Walk {
         let root = &known.root;
         let cuts: VecDeque<Cut> = root.cuts.iter().copied().collect();
         let accepted = cuts.back().map_or(BatchNumber(0), |cut| cut.accepted.number);
@@ -96,13 +100,14 @@ impl Walk {
             header: known.header,
             at: root.position,
             epoch: cuts.is_empty().then_some(root.epoch),
-            durable: accepted.max(root.position.number),
+            durable: accepted.max(root.position.number).max(limit.unwrap_or_default()),
             cuts,
             waiting: VecDeque::new(),
             window: Window::default(),
             failed: None,
             is_clean: root.clean,
             is_chain_ignored: false,
+            limit,
         }
     }
 
@@ -126,7 +131,9 @@ impl Walk {
             }
         }
         let mut end = self.at;
-        while let Some(candidate) = self.next(medium, &mut end)? {
+        while self.limit.is_none_or(|limit| end.number < limit)
+            && let Some(candidate) = self.next(medium, &mut end)?
+        {
             self.durable = self.durable.max(candidate.head.durable_upto);
             self.waiting.push_back(candidate);
             while self.waiting.front().is_some_and(|one| one.head.number <= self.durable) {
@@ -149,9 +156,14 @@ impl Walk {
         if self.at.number == end.number {
             self.at = end;
         }
-        if let Some(cut) = self.cuts.front() {
-            // An epoch accepted more than there is now.
-            return Ok(Some(self.damage(Why::Proof(cut.accepted.number))));
+        let accepted = self.cuts.front().map(|cut| cut.accepted.number);
+        let proof = accepted.max(self.limit).filter(|number| *number > self.at.number);
+        if let Some(number) = proof {
+            // An epoch accepted, or the arena saw flushed, more than there is now.
+            return Ok(Some(self.damage(Why::Proof(number))));
+        }
+        if self.limit.is_some() {
+            return Ok(None);
         }
         if let Some(error) = self.failed.take() {
             return Ok(Some(self.damage(Why::Unreadable(error))));

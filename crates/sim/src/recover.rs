@@ -284,8 +284,8 @@ impl<S: Subject> Simulation<'_, S> {
         self.judged_states.clear();
         let disks = self.call(|subject| subject.disks())?;
         for &(disk, size) in &disks {
-            self.ask_states(disk, 0, size)?;
             if size <= JUDGE_WHOLE {
+                self.ask_states(disk, 0, size)?;
                 for lba in (0..size).step_by(JUDGE_BLOCKS as usize) {
                     self.judge_read(disk, lba, JUDGE_BLOCKS.min(size - lba))?;
                 }
@@ -297,6 +297,7 @@ impl<S: Subject> Simulation<'_, S> {
                 if lba >= end {
                     end = (lba + 8).min(size);
                     self.judge_read(disk, lba, end - lba)?;
+                    self.ask_states(disk, lba, end)?;
                 }
             }
             let lba = self.random.below(size);

@@ -166,7 +166,9 @@ impl Workload {
             640..690 => Op::Zero(self.range(disk, size)),
             690..730 => Op::Discard(self.range(disk, size)),
             730..950 => Op::Read(self.small(disk, size)),
-            950..990 => Op::Status(self.range(disk, size)),
+            // A status of all of a huge disk is a long walk: once in a while is enough.
+            950..990 if size < HUGE || self.random.one_in(60) => Op::Status(self.range(disk, size)),
+            950..990 => Op::Status(self.small(disk, size)),
             990..993 if disks.len() < 6 => Op::Create { blocks: self.new_size() },
             993..995 if disks.len() > 2 => Op::Destroy { disk },
             995..998 if size < HUGE => {

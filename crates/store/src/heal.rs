@@ -21,7 +21,7 @@ impl<M: Media> Store<M> {
             return false;
         }
         self.heals_since_flush += 1;
-        if let Err(error) = self.write_elsewhere(false) {
+        if let Err(error) = self.write_elsewhere() {
             let cause = self.state.refuses_writes().unwrap_or_default();
             self.state = PoolState::Healthy;
             self.stop_writing(&format!("{cause}; writing elsewhere failed too: {error}"));
@@ -41,11 +41,11 @@ impl<M: Media> Store<M> {
                 self.state.word()
             )));
         }
-        self.write_elsewhere(true)
+        self.write_elsewhere()
     }
 
     /// Gives every batch that is not safe a new place, and records where the log goes on.
-    fn write_elsewhere(&mut self, since_flush: bool) -> Result<(), StoreError> {
+    fn write_elsewhere(&mut self) -> Result<(), StoreError> {
         while self.in_flight.len() > 0 {
             match self.media.complete() {
                 Some(completion) => self.completed(completion),
@@ -53,9 +53,8 @@ impl<M: Media> Store<M> {
             }
         }
         self.heal_wanted = false;
-        let safe = if since_flush { self.log.durable } else { self.log.completed };
+        let safe = self.log.durable;
         self.flush_now()?;
-        self.log_is_durable(safe);
         self.log.close_batch();
         if self.checkpoint_number().is_some_and(|number| number > safe) {
             self.give_up_checkpoint();
@@ -96,7 +95,7 @@ impl<M: Media> Store<M> {
         Ok(Blocking::new(&mut self.media, &pages)?.flush()?)
     }
 
-    /// The place behind the last safe batch: all of it is released by now.
+    /// The place behind the last safe batch: all up to it are released.
     fn safe_position(&self, safe: BatchNumber) -> Position {
         let (segment, slot) = (self.log.segment.segment, self.log.segment.slot);
         let checksum = self.log.checksum_of(safe);

@@ -14,6 +14,9 @@ use crate::format::{ImageMove, SegmentKind};
 use crate::tables::{Directory, Entry, LiveBits};
 use crate::{SegmentId, SlotId};
 
+/// Free slots compaction leaves: for the log to go on in after a failure, and for a checkpoint.
+const SLOTS_KEPT_FROM_IMAGES: usize = 2;
+
 /// What a slot is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotState {
@@ -169,6 +172,9 @@ impl Segments {
 
     /// A free slot, which is `Open` from now on.
     pub(crate) fn take_slot(&mut self, kind: SegmentKind) -> Option<SlotId> {
+        if kind == SegmentKind::Images && self.free.len() <= SLOTS_KEPT_FROM_IMAGES {
+            return None;
+        }
         let is_quiet = |slot: &&SlotId| !self.readers.contains_key(slot);
         let mut in_turn = self.free.range(self.hand..).chain(self.free.range(..self.hand));
         let slot = *in_turn.find(is_quiet)?;

@@ -611,6 +611,9 @@ impl<M: Media> Store<M> {
         let covered = self.flushing.take().unwrap_or_default();
         bowline_arena::fail_point!("log.flush.done");
         match result {
+            // While another flush has failed, this one proves nothing: what that one lost was
+            // clean already when this one looked.
+            Ok(()) if !self.state.is_writing() => {}
             Ok(()) => self.log_is_durable(covered),
             Err(error) => self.stop_writing(&format!("a flush of the medium failed: {error}")),
         }

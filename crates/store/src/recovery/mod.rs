@@ -322,6 +322,8 @@ impl<M: Media> Opening<M> {
         }
         bowline_arena::fail_point!("recovery.flushed");
         let epoch = log.identity.epoch;
+        // A new area has to know how much of the log it may trust before it belongs to an epoch.
+        log.staging.release(&self.memory, last.number);
         log.staging.announce(&self.memory, epoch);
         let cut = Cut { epoch, accepted: last, segment: first.0, slot: first.1 };
         if self.options.broken.contains(&Broken::NoEpochRecord) {

@@ -308,6 +308,11 @@ impl<M: Media> Opening<M> {
         if !skips_flush {
             medium.flush()?;
         }
+        if log.batches.is_empty() {
+            // A recovery that was cut off may have put an arena's batches there that is gone now.
+            // What this one does not accept must not come back in the next.
+            medium.write_block(known.header.block_at(first.1, 1), |_| {})?;
+        }
         for at in 0..log.batches.len() {
             if log.batches[at].blocks() > log.blocks_left() {
                 roll(log, known, at)?;

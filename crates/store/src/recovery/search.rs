@@ -61,8 +61,9 @@ impl Walk {
         Ok(None)
     }
 
+    /// Whether something is of the last epoch, or of a later one whose superblock was lost.
     fn is_of_epoch(&self, epoch: crate::Epoch) -> bool {
-        self.epoch.is_none_or(|own| own == epoch)
+        self.epoch.is_none_or(|own| epoch >= own)
     }
 
     fn is_proof(&self, head: &BatchHead) -> bool {

@@ -1,12 +1,16 @@
 //! Recoveries that once went wrong.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bowline_store::{CheckVerdict, Disk, DiskId, Durability, Lba, PoolState, Provision};
+use bowline_store::{
+    CheckVerdict, Disk, DiskId, Durability, Lba, Micros, PlaceKind, PoolState, Provision,
+};
 
 use crate::world::{
-    BLOCK, SLOT_BYTES, World, adopt, check_bytes, content, format_with, open, tag_of,
+    BLOCK, SLOT_BYTES, World, adopt, adopt_in_vain, check_bytes, content, format_with, open,
+    open_with, options, tag_of,
 };
 
 fn world(slots: u64) -> (World, DiskId) {
@@ -138,4 +142,107 @@ fn a_log_that_goes_on_in_slots_just_added_is_recovered() {
         found += u64::from(tag == 4);
     }
     assert!(found > 20, "only {found} of the writes that were on the medium");
+}
+
+/// A recovery that does not accept something must not find it in the next.
+#[test]
+fn what_a_recovery_that_was_cut_off_wrote_does_not_come_back() {
+    let (mut world, disk) = world(40);
+    world.write(disk, 1, &content(1));
+    world.flush();
+    world.is_stuck.set(true);
+    world.write(disk, 1, &content(2));
+    world.write(disk, 2, &content(3));
+    // Killed, adopted, and the host goes down before the new epoch is recorded.
+    let bytes = adopt_in_vain(world, 1);
+    for boot in 2..5 {
+        let mut world = open(bytes.clone(), boot).unwrap();
+        assert_eq!(world.store.status().state, PoolState::Healthy);
+        assert_eq!(tag_of(&world.read(disk, 1).unwrap()), 1, "boot {boot}");
+        assert_eq!(tag_of(&world.read(disk, 2).unwrap()), 0, "boot {boot}");
+    }
+}
+
+/// An error is not the end of the log, even where nothing proves that it goes on.
+#[test]
+fn a_batch_that_cannot_be_read_now_is_not_cut_off() {
+    let (mut world, disk) = world(40);
+    world.write(disk, 1, &content(1));
+    world.flush();
+    let before = world.bytes.borrow().clone();
+    world.write(disk, 2, &content(2));
+    world.flush();
+    let after = world.bytes.borrow().clone();
+    let changed = |at: &usize| before[*at..*at + BLOCK] != after[*at..*at + BLOCK];
+    let blocks: Vec<usize> = (0..after.len()).step_by(BLOCK).filter(changed).collect();
+    assert_eq!(blocks.len(), 2, "a head and a block of data");
+    for at in blocks {
+        let bytes = Rc::new(RefCell::new(after.clone()));
+        let bad = at as u64..at as u64 + 1;
+        let report = check_bytes(&bytes, std::slice::from_ref(&bad), false);
+        assert_eq!(report.verdict, CheckVerdict::Damaged);
+        let mut blind = open_with(bytes.clone(), &[bad], options(2)).unwrap();
+        let state = blind.store.status().state;
+        assert!(matches!(state, PoolState::Damaged(ref why) if why.contains("read")), "{state:?}");
+        assert_eq!(tag_of(&blind.read(disk, 1).unwrap()), 1);
+        drop(blind);
+        let mut world = open(bytes, 3).unwrap();
+        assert_eq!(world.store.status().state, PoolState::Healthy);
+        assert_eq!(tag_of(&world.read(disk, 2).unwrap()), 2);
+    }
+}
+
+/// The segment a checkpoint ends in may be dead, and dropped, before the checkpoint is written;
+/// what comes after the checkpoint in it is needed all the same if the rest of the log is lost.
+#[test]
+fn the_segment_a_checkpoint_ends_in_is_known_to_recovery() {
+    let (mut world, disk) = world(160);
+    // So full that every slot that dies is dropped at once.
+    let blocks: Vec<u8> = (0..28).flat_map(|at| content(1 + at)).collect();
+    let mut lba = 100_000;
+    while world.store.status().space.physical_bytes < 140 * SLOT_BYTES {
+        world.write(disk, lba, &blocks);
+        lba += 28;
+        world.poll();
+    }
+    world.flush();
+    let (mut hot, mut states) = (100, Vec::new());
+    for _ in 0..6 {
+        for at in 0..60 {
+            hot += 1;
+            world.write(disk, at * 400, &content(hot));
+        }
+        world.retry(|world| world.store.discard(disk, Lba(5), 1));
+        world.flush();
+        world.store.want_checkpoint();
+        for step in 0..60 {
+            hot += 1;
+            world.write(disk, 5, &content(hot));
+            world.now += 100;
+            world.store.poll(Micros(world.now));
+            if step % 6 == 0 {
+                states.push(world.bytes.borrow().clone());
+            }
+        }
+    }
+    let mut read = 0;
+    for bytes in states {
+        let bytes = Rc::new(RefCell::new(bytes));
+        let report = check_bytes(&bytes, &[], true);
+        assert_eq!(report.verdict, CheckVerdict::Dirty, "{:#?}", report.findings);
+        // Only the first segment of the log behind the checkpoint is left.
+        let batches = report.places.iter().filter_map(|place| match place.kind {
+            PlaceKind::LogBatch(number) => {
+                Some((number, place.at - (place.at - (1 << 20)) % SLOT_BYTES))
+            }
+            _ => None,
+        });
+        let batches: BTreeMap<u64, u64> = batches.collect();
+        let first = batches.values().next().copied();
+        for slot in batches.into_values().filter(|slot| Some(*slot) != first) {
+            bytes.borrow_mut()[slot as usize..(slot + SLOT_BYTES) as usize].fill(0);
+        }
+        read += u64::from(tag_of(&open(bytes, 9).unwrap().read(disk, 5).unwrap()) > 100);
+    }
+    assert!(read > 10, "{read}");
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bowline_store::{CheckVerdict, Place, PlaceKind};
 
-use crate::world::{Image, Outcome, Random, check_bytes, image, judge};
+use crate::world::{BLOCK, Image, Outcome, Random, SLOT_BYTES, check_bytes, image, judge};
 
 /// Kinds, those of batches in the log taken together.
 fn word(kind: PlaceKind) -> &'static str {
@@ -117,4 +117,24 @@ fn garbage_in_place_of_every_kind_of_structure() {
     check_outcomes(&damage_each(25, |bytes, random| {
         bytes.fill_with(|| random.next() as u8);
     }));
+}
+
+/// The header and the first batch of the last segment are lost: what follows in it proves them.
+#[test]
+fn the_beginning_of_the_last_segment_is_lost() {
+    let image = image();
+    let batches = places(image).into_iter().filter_map(|place| match place.kind {
+        PlaceKind::LogBatch(number) => Some((number, place.at)),
+        _ => None,
+    });
+    let slot_of = |at: u64| at - (at - (1 << 20)) % SLOT_BYTES;
+    let batches: BTreeMap<u64, u64> = batches.collect();
+    let last = batches.values().next_back().map(|at| slot_of(*at)).unwrap();
+    let in_last = batches.values().filter(|at| slot_of(**at) == last).count();
+    assert!(in_last > 3, "only {in_last} batches in the last segment");
+    let mut bytes = image.bytes.clone();
+    bytes[last as usize..last as usize + 2 * BLOCK].fill(0);
+    let outcome = judge(image, bytes, 3);
+    assert_eq!(outcome.verdict, CheckVerdict::Damaged);
+    assert!(outcome.is_open && !outcome.is_healthy);
 }

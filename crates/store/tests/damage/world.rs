@@ -30,6 +30,8 @@ pub struct Plain {
     is_read_only: bool,
     /// Writes neither land nor come back.
     pub is_stuck: Rc<Cell<bool>>,
+    /// Writes below this place fail.
+    pub refused_below: u64,
     /// Byte ranges the medium cannot read.
     pub unreadable: Vec<std::ops::Range<u64>>,
 }
@@ -52,6 +54,9 @@ impl Plain {
             }
             Io::Write { at, from } => {
                 assert!(!self.is_read_only, "a write at {at} where only reads are allowed");
+                if *at < self.refused_below {
+                    return Plain::failed(*at);
+                }
                 let mut to = *at as usize;
                 for part in from {
                     let mut taken = Vec::new();
@@ -151,6 +156,7 @@ fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena) -> Plain {
         done: VecDeque::new(),
         is_read_only: false,
         is_stuck: Rc::default(),
+        refused_below: 0,
         unreadable: Vec::new(),
     }
 }
@@ -187,6 +193,19 @@ pub fn adopt(world: World, boot: u128) -> World {
     drop((store, pages));
     let arena = Arena::adopt_private(memory.successor()).unwrap();
     open_on(arena, false, bytes, &[], options(boot)).unwrap()
+}
+
+/// As [`adopt`], on a medium that takes no superblock: the recovery fails at its last step.
+pub fn adopt_in_vain(world: World, boot: u128) -> Rc<RefCell<Vec<u8>>> {
+    let World { store, bytes, memory, pages, .. } = world;
+    drop((store, pages));
+    let arena = Arena::adopt_private(memory.successor()).unwrap();
+    let mut media = plain(&bytes, &arena);
+    media.refused_below = FIRST_SLOT_AT;
+    let Arena { control, pages, .. } = arena;
+    let region = ArenaRegion { control, pages, is_fresh: false };
+    assert!(Store::open(media, region, options(boot)).is_err());
+    bytes
 }
 
 fn open_on(

@@ -179,6 +179,12 @@ impl<V: Volume> Disks<V> {
         }
     }
 
+    /// Says what time it is, without doing anything. To be called when a loop has slept: what is
+    /// acknowledged from then on is not as old as the last poll.
+    pub fn set_now(&mut self, now: Micros) {
+        self.now = self.now.max(now);
+    }
+
     /// Sets how much a disk may lose while it is `ordered`.
     pub fn set_loss_limits(&mut self, disk: DiskId, limits: LossLimits) {
         self.state(disk).limits = limits;

@@ -226,6 +226,12 @@ impl NbdServer {
         self.settle(disks);
     }
 
+    /// Says what time it is, without doing anything. To be called when a loop has slept: what
+    /// happens from then on is not as old as the last round.
+    pub fn set_now(&mut self, now: Micros) {
+        self.now = self.now.max(now);
+    }
+
     /// Time passes: idle sessions give memory up, waiting ones try again. To be called after each
     /// round of the loop, and at [`NbdServer::due`].
     pub fn poll<V: Volume>(&mut self, disks: &mut Disks<V>, now: Micros) {

@@ -175,6 +175,8 @@ impl Data {
     /// One turn. Returns whether there was anything to do, and whether there is more.
     fn turn(&mut self, commands: &Commands) -> (bool, bool) {
         self.now = self.clock.now();
+        self.nbd.set_now(self.now);
+        self.disks.set_now(self.now);
         let mut was_active = false;
         for _ in 0..HAPPENINGS_MAX {
             let Some(happening) = self.sockets.next() else { break };

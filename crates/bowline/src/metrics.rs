@@ -105,6 +105,8 @@ fn server(page: &mut Page, status: &ServerStatus) {
     let stall = status.stall_max_us as f64 / 1e6;
     page.head("server_stall_max_seconds", "gauge", "Longest stall of the data thread.");
     page.sample("server_stall_max_seconds", &[], stall);
+    let help = "Turns of the data thread's loop.";
+    page.one(Counter, "server_loop_operations_total", help, status.turns);
     let ready = u64::from(status.takeover.ready);
     page.one(Gauge, "takeover_ready_info", "1 if another process can take over at once.", ready);
     page.head("export_connections_count", "gauge", "Connections now.");

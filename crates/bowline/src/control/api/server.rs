@@ -69,6 +69,10 @@ pub struct ServerStatus {
     pub memory_bytes: u64,
     /// The longest time the data thread did not look around, since the start.
     pub stall_max_us: u64,
+    /// How often the data thread looked around, since the start; it does not while nothing is to
+    /// be done.
+    #[serde(default)]
+    pub turns: u64,
     /// The pool.
     pub pool: PoolStatus,
     /// The disks, by name.

@@ -66,6 +66,7 @@ pub struct Device {
     random: Random,
     faults: Faults,
     fuse: Option<u64>,
+    calls: u64,
     generation: u64,
     alive: bool,
     counters: DeviceCounters,
@@ -92,6 +93,7 @@ impl Device {
             random: Random::new(seed ^ 0x6d65_6469),
             faults: Faults::default(),
             fuse: None,
+            calls: 0,
             generation: 0,
             alive: false,
             counters: DeviceCounters::default(),
@@ -207,6 +209,12 @@ impl Device {
     /// The process is to die at its n-th call from now; nothing disarms.
     pub fn arm(&mut self, calls: Option<u64>) {
         self.fuse = calls;
+    }
+
+    /// Calls at which processes could have died so far.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls
     }
 
     /// The process dies, or is dead already; its I/O lands later.
@@ -430,6 +438,7 @@ impl Device {
 
     /// Counts a call of the living process; true if it is its last.
     pub(crate) fn burn(&mut self) -> bool {
+        self.calls += 1;
         match &mut self.fuse {
             Some(0) => true,
             Some(calls) => {

@@ -150,9 +150,11 @@ impl Ground<'_> {
                 Moment::Moved(device) => start.device = (**device).clone(),
                 Moment::Asked(number) => allowed.1 = *number,
                 Moment::Replied(number) => allowed.0 = *number,
-                Moment::Stored(record) => start.store(record.offset, &record.bytes),
+                Moment::Stored(record) | Moment::Sent(record) => {
+                    start.store(record.offset, &record.bytes);
+                }
             }
-            if matches!(moment, Moment::Moved(_) | Moment::Asked(_)) {
+            if matches!(moment, Moment::Moved(_) | Moment::Asked(_) | Moment::Sent(_)) {
                 continue;
             }
             stores += 1;

@@ -1,7 +1,7 @@
 //! Everything that happens to a memory and a device, in the order in which it happens, so that a
 //! process can be cut off between any two stores.
 
-use bowline_arena::Record;
+use bowline_arena::{Part, Record};
 
 use crate::device::Device;
 
@@ -10,6 +10,9 @@ use crate::device::Device;
 pub enum Moment {
     /// Bytes were stored to the memory, by the process or by a read that landed.
     Stored(Record),
+    /// Bytes that a write was submitted with. They need not have been stored for a successor to
+    /// find, but the device takes them from the memory when the write lands.
+    Sent(Record),
     /// An I/O was submitted or completed, and the device is as here.
     Moved(Box<Device>),
     /// The change with this number was asked for.
@@ -46,6 +49,18 @@ impl Device {
         self.note_stores();
         if let Some(journal) = &mut self.journal {
             journal.push(moment);
+        }
+    }
+
+    /// Notes the bytes of a write.
+    pub(crate) fn note_sent(&mut self, parts: &[Part]) {
+        if self.journal.is_none() {
+            return;
+        }
+        for part in parts {
+            let mut bytes = Vec::new();
+            self.memory().fetch(*part, &mut bytes);
+            self.note(Moment::Sent(Record { offset: part.offset, bytes }));
         }
     }
 

@@ -61,6 +61,9 @@ impl Media for SimMedia {
             self.die_if_due(|device| device.submit(id, io.clone()));
             let mut device = self.device.borrow_mut();
             device.note_stores();
+            if let Io::Write { from, .. } = &io {
+                device.note_sent(from);
+            }
             device.submit(id, io);
             device.note_moved();
         }

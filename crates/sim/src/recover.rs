@@ -49,11 +49,12 @@ impl Plan {
     /// At least a process crash and a host crash, one of them with its recovery crashed too.
     pub fn draw(operations: u64, random: &mut Random) -> Plan {
         let mut kinds = vec![Crash::Process, Crash::Host];
-        for _ in 0..random.below(4) {
+        let more = if random.one_in(4) { operations / 60 } else { 3 };
+        for _ in 0..random.below(more + 1) {
             kinds.push(match random.below(10) {
                 0 => Crash::Memory,
                 1 => Crash::Clean,
-                2..6 => Crash::Process,
+                2..5 => Crash::Process,
                 _ => Crash::Host,
             });
         }
@@ -115,7 +116,16 @@ impl<S: Subject> Simulation<'_, S> {
         if inside {
             self.crash_recovery(&mut ends)?;
         }
-        self.recover(&ends)
+        self.recover(&ends)?;
+        if self.random.one_in(4) {
+            // What a recovery has shown must be durable, without a flush of anybody's.
+            self.coverage.hit("host crashes right after a recovery");
+            self.collect();
+            self.trace("crash", || "Host right after a recovery".into());
+            self.end(Crash::Host, Crash::Host);
+            self.recover(&[Crash::Host])?;
+        }
+        Ok(())
     }
 
     fn close(&mut self) -> Result<Crash, Violation> {
@@ -156,10 +166,12 @@ impl<S: Subject> Simulation<'_, S> {
     /// Lets recoveries begin and die in them.
     fn crash_recovery(&mut self, ends: &mut Vec<Crash>) -> Result<(), Violation> {
         for _ in 0..self.random.between(1, 3) {
+            // Most of what can go wrong in a recovery goes wrong at its end.
+            let all = self.rehearse();
             let calls = match self.random.below(3) {
-                0 => self.random.below(400),
-                1 => self.random.below(60),
-                _ => self.random.below(12),
+                0 => self.random.below(all),
+                1 => all - 1 - self.random.below(all.min(40)),
+                _ => all - 1 - self.random.below(all.min(8)),
             };
             self.host.device.borrow_mut().arm(Some(calls));
             let opened = guarded(|| S::open(&self.host, &self.setup, true));
@@ -178,6 +190,17 @@ impl<S: Subject> Simulation<'_, S> {
             ends.push(end);
         }
         Ok(())
+    }
+
+    /// How many calls of its medium a recovery makes, tried on a copy of the machine.
+    fn rehearse(&mut self) -> u64 {
+        let mut copy = self.host.copy();
+        let before = copy.device.borrow().calls();
+        let opened = guarded(|| S::open(&copy, &self.setup, true).map(drop));
+        drop(opened);
+        let calls = copy.device.borrow().calls() - before;
+        copy.crash_process(false);
+        calls.max(1)
     }
 
     /// Starts the successor after these crashes, and judges.

@@ -16,6 +16,7 @@ pub const COVERED: &[&str] = &[
     "clean stops",
     "crashes inside a call",
     "recoveries crashed inside",
+    "host crashes right after a recovery",
     "writes landed late",
     "blocks lost in host crashes",
     "blocks torn in host crashes",

@@ -66,6 +66,16 @@ impl Host {
         host
     }
 
+    /// A machine of its own, as this one is now.
+    #[must_use]
+    pub fn copy(&self) -> Host {
+        let memory = Rc::new(self.memory.successor());
+        let mut device = self.device.borrow_mut().snapshot();
+        device.succeed(memory.clone());
+        let device = Rc::new(RefCell::new(device));
+        Host { device, memory, is_fresh: self.is_fresh, boot: self.boot }
+    }
+
     /// The process dies; its successor is about to start. `fence` waits for the dead's I/O.
     pub fn crash_process(&mut self, fence: bool) {
         let mut device = self.device.borrow_mut();

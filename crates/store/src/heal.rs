@@ -53,6 +53,7 @@ impl<M: Media> Store<M> {
             }
         }
         self.heal_wanted = false;
+        self.map.forget_bad();
         let safe = self.log.durable;
         self.flush_now()?;
         self.log.close_batch();

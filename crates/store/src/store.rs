@@ -573,11 +573,7 @@ impl<M: Media> Store<M> {
             Purpose::Batch(number) => self.batch_done(number, completion.result),
             Purpose::LogFlush => self.flush_done(completion.result),
             Purpose::Read(at) => self.read_done(at, completion.result),
-            Purpose::Page(number) => {
-                let slot = self.map.finish_load(&self.memory, number, completion.result);
-                slot.into_iter().for_each(|slot| self.segments.reader(slot, -1));
-                self.retry_reads();
-            }
+            Purpose::Page(number) => self.page_done(number, completion.result),
             Purpose::Checkpoint => self.checkpoint_io_done(completion.result),
             Purpose::Compaction(which) => self.compaction_io_done(which, completion.result),
             Purpose::Run(kind, buffer) => self.run_done(kind, buffer, completion.result),
@@ -643,7 +639,9 @@ impl<M: Media> Store<M> {
         self.state.stop(cause);
         self.heal_wanted = false;
         self.give_up_checkpoint();
-        self.compaction.give_up();
+        for slot in self.compaction.give_up() {
+            self.segments.close_slot(slot, self.checkpoints_begun);
+        }
         self.fail_waiters(cause);
     }
 

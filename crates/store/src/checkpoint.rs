@@ -20,7 +20,7 @@ use crate::format::{
     checksum, encode_catalogue, encode_segment, superblock_at,
 };
 use crate::io::Purpose;
-use crate::segments::SlotState;
+use crate::segments::{Piece, SlotState};
 use crate::store::{Broken, Store};
 use crate::{BLOCK_BYTES, Io, LineageId, Media, MediumError, SegmentId, Seq};
 
@@ -385,11 +385,17 @@ impl<M: Media> Store<M> {
             }
         }
         for id in checkpoint.reaped.drain(..) {
-            self.segments.drop_segment(id, checkpoint.begun - 1);
+            // A log that is replayed from this checkpoint may still name an image made since; the
+            // slot of a segment that was never moved is needed by nobody.
+            let is_whole = |piece: &Piece| piece.directory.len() == self.segments.slot_blocks();
+            let was_moved =
+                self.segments.get(id).is_some_and(|segment| !segment.pieces.iter().all(is_whole));
+            self.segments.drop_segment(id, checkpoint.begun - u64::from(!was_moved));
         }
         let freed = self.segments.checkpoint_durable(checkpoint.begun);
         self.counters.slots_freed += freed as u64;
         self.counters.checkpoints += 1;
+        self.segments.keep_for_failures(true);
         self.compaction.checkpoint_finished(self.segments.live_blocks());
         self.make_room();
     }

@@ -294,8 +294,8 @@ impl<M: Media> Store<M> {
         let compaction = &mut self.compaction;
         let won = slot_blocks.saturating_sub(compaction.put_blocks);
         compaction.put_blocks = 0;
-        // Two blocks more than a sixteenth: a slot's header, and what is left over at its end.
-        let is_gain = won > slot_blocks / 16 + 2;
+        // A sixteenth, and a block for the header of the slot the images take.
+        let is_gain = won > slot_blocks / 16 + 1;
         compaction.idle_jobs = if is_gain { 0 } else { compaction.idle_jobs + 1 };
         if compaction.idle_jobs > IDLE_JOBS_MAX {
             compaction.idle_jobs = 0;

@@ -87,6 +87,8 @@ impl<M: Media> Store<M> {
         if self.segments.free_slots() == 0 {
             return Err(StoreError::Invalid("no free slot to write to".into()));
         }
+        self.segments.keep_for_failures(false);
+        self.checkpoint_wanted = true;
         self.roll(last);
         Ok(())
     }

@@ -349,7 +349,7 @@ impl<M: Media> Store<M> {
         let left = u64::from(self.log.blocks_unused());
         let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
         let needed = match class {
-            Class::Record => slots,
+            Class::Record => slots + 1,
             _ => class.floor() + slots + self.checkpoint_slots(),
         };
         if self.segments.free_slots() < needed {

@@ -350,9 +350,15 @@ impl<M: Media> Store<M> {
         let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
         let needed = match class {
             Class::Record => slots + 1,
-            _ => class.floor() + slots + self.checkpoint_slots(),
+            // After a failure of the medium, what is not flushed is written again elsewhere.
+            Class::Data => {
+                let again = self.log.retained_blocks.div_ceil(room / 2) as usize;
+                class.floor() + slots + self.checkpoint_slots() + again
+            }
+            Class::Range => class.floor() + slots + self.checkpoint_slots(),
         };
         if self.segments.free_slots() < needed {
+            self.flush_wanted |= self.log.retained_blocks > room;
             self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
             if class == Class::Data && !self.can_make_space() {
                 return Err(Refused::NoSpace);

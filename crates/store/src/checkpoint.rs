@@ -20,7 +20,7 @@ use crate::format::{
     checksum, encode_catalogue, encode_segment, superblock_at,
 };
 use crate::io::Purpose;
-use crate::segments::SlotState;
+use crate::segments::{Piece, SlotState};
 use crate::store::{Broken, Store};
 use crate::{BLOCK_BYTES, Io, LineageId, Media, MediumError, SegmentId, Seq};
 
@@ -96,12 +96,18 @@ impl<M: Media> Store<M> {
             return false;
         }
         let Some(mut checkpoint) = self.checkpoint.take() else { return false };
-        let moved = self.step_phase(&mut checkpoint);
-        if moved != Step::Done {
+        let step = self.step_phase(&mut checkpoint);
+        if step != Ok(Step::Done) {
             self.checkpoint = Some(checkpoint);
         }
         self.write_runs();
-        moved != Step::Waits
+        match step {
+            Ok(step) => step != Step::Waits,
+            Err(cause) => {
+                self.stop_writing(&cause);
+                true
+            }
+        }
     }
 
     fn begin_checkpoint(&mut self) -> bool {
@@ -157,41 +163,36 @@ impl<M: Media> Store<M> {
         self.streams.io_finished = false;
     }
 
-    fn step_phase(&mut self, checkpoint: &mut Checkpoint) -> Step {
-        match checkpoint.phase {
-            Phase::Fold => self.step_fold_phase(checkpoint),
+    fn step_phase(&mut self, checkpoint: &mut Checkpoint) -> Result<Step, String> {
+        Ok(match checkpoint.phase {
+            Phase::Fold => return self.step_fold_phase(checkpoint),
             Phase::Blob(from) => self.step_blob(checkpoint, from),
-            Phase::BlobEnd => self.end_blob(checkpoint),
+            Phase::BlobEnd => return self.end_blob(checkpoint),
             Phase::Flush => self.flush_pages(checkpoint),
             Phase::Superblock(copy) => self.write_superblock(checkpoint, copy),
             Phase::Flushing | Phase::SuperblockWriting(_) | Phase::SuperblockFlushing(_) => {
-                if self.streams.io_finished {
-                    self.streams.io_finished = false;
-                    return self.after_io(checkpoint);
+                if !self.streams.io_finished {
+                    return Ok(Step::Waits);
                 }
-                Step::Waits
+                self.streams.io_finished = false;
+                self.after_io(checkpoint)
             }
-        }
+        })
     }
 
-    fn step_fold_phase(&mut self, checkpoint: &mut Checkpoint) -> Step {
-        match self.step_fold(&mut checkpoint.fold) {
-            Err(damage) => {
-                self.stop_writing(&damage);
-                Step::Done
-            }
-            Ok(Step::Done) => {
-                self.streams.map.cut();
-                let next = (checkpoint.catalogue.next_disk, checkpoint.catalogue.next_lineage);
-                let disks: Vec<_> = checkpoint.catalogue.disks.values().cloned().collect();
-                checkpoint.fold.drop_dead_lineages(&checkpoint.catalogue);
-                let lineages: Vec<_> = checkpoint.fold.lineages.values().copied().collect();
-                checkpoint.blob = encode_catalogue(&disks, next, &lineages);
-                checkpoint.phase = Phase::Blob(SegmentId(0));
-                Step::Moved
-            }
-            Ok(step) => step,
+    fn step_fold_phase(&mut self, checkpoint: &mut Checkpoint) -> Result<Step, String> {
+        let step = self.step_fold(&mut checkpoint.fold)?;
+        if step != Step::Done {
+            return Ok(step);
         }
+        self.streams.map.cut();
+        let next = (checkpoint.catalogue.next_disk, checkpoint.catalogue.next_lineage);
+        let disks: Vec<_> = checkpoint.catalogue.disks.values().cloned().collect();
+        checkpoint.fold.drop_dead_lineages(&checkpoint.catalogue);
+        let lineages: Vec<_> = checkpoint.fold.lineages.values().copied().collect();
+        checkpoint.blob = encode_catalogue(&disks, next, &lineages);
+        checkpoint.phase = Phase::Blob(SegmentId(0));
+        Ok(Step::Moved)
     }
 
     fn step_blob(&mut self, checkpoint: &mut Checkpoint, from: SegmentId) -> Step {
@@ -263,25 +264,24 @@ impl<M: Media> Store<M> {
         result
     }
 
-    fn end_blob(&mut self, checkpoint: &mut Checkpoint) -> Step {
+    fn end_blob(&mut self, checkpoint: &mut Checkpoint) -> Result<Step, String> {
         if let Some(waits) = self.write_blob(checkpoint, true) {
-            return waits;
+            return Ok(waits);
         }
         self.streams.blob.cut();
         self.streams.map.cut();
         if !self.streams.blob.is_idle() || !self.streams.map.is_idle() {
-            return Step::Waits;
+            return Ok(Step::Waits);
         }
         // Not before: compaction may read a slot that is closed.
         for slot in std::mem::take(&mut self.streams.full) {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
         if !Superblock::fits(checkpoint.extents.len()) {
-            self.stop_writing("the checkpoint has too many pieces: the pool's slots are too small");
-            return Step::Done;
+            return Err("the checkpoint has too many pieces: the pool's slots are too small".into());
         }
         checkpoint.phase = Phase::Flush;
-        Step::Moved
+        Ok(Step::Moved)
     }
 
     fn flush_pages(&mut self, checkpoint: &mut Checkpoint) -> Step {
@@ -385,11 +385,17 @@ impl<M: Media> Store<M> {
             }
         }
         for id in checkpoint.reaped.drain(..) {
-            self.segments.drop_segment(id, checkpoint.begun - 1);
+            // A log that is replayed from this checkpoint may still name an image made since; the
+            // slot of a segment that was never moved is needed by nobody.
+            let is_whole = |piece: &Piece| piece.directory.len() == self.segments.slot_blocks();
+            let was_moved =
+                self.segments.get(id).is_some_and(|segment| !segment.pieces.iter().all(is_whole));
+            self.segments.drop_segment(id, checkpoint.begun - u64::from(!was_moved));
         }
         let freed = self.segments.checkpoint_durable(checkpoint.begun);
         self.counters.slots_freed += freed as u64;
         self.counters.checkpoints += 1;
+        self.segments.keep_for_failures(true);
         self.compaction.checkpoint_finished(self.segments.live_blocks());
         self.make_room();
     }

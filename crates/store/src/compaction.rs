@@ -101,6 +101,9 @@ pub(crate) struct Compaction {
     idle_jobs: usize,
     /// Blocks the present job has put into images.
     put_blocks: u32,
+    /// A read has failed once, and then again.
+    retried: bool,
+    is_unreadable: bool,
     buffer: Option<Span>,
     window: Window,
     job: Option<Job>,
@@ -115,6 +118,8 @@ impl Compaction {
             exhausted_at: None,
             idle_jobs: 0,
             put_blocks: 0,
+            retried: false,
+            is_unreadable: false,
             buffer,
             window: Window::Empty,
             job: None,
@@ -140,10 +145,11 @@ impl Compaction {
         self.exhausted_at.is_some()
     }
 
-    /// Forgets the victim under way: its images were never named anywhere.
-    pub(crate) fn give_up(&mut self) {
-        self.job = None;
+    /// Forgets the victim under way: its images were never named anywhere. Returns the slots that
+    /// only they had filled.
+    pub(crate) fn give_up(&mut self) -> Vec<SlotId> {
         self.put_blocks = 0;
+        self.job.take().map(|job| job.full).unwrap_or_default()
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -166,6 +172,10 @@ impl<M: Media> Store<M> {
         let needed = self.compaction.slots_needed;
         self.checkpoint_wanted |= pending > 0 && free < needed.max(self.slots_wanted() / 2);
         if self.compaction.job.is_none() {
+            // A read for a victim that was given up still fills the buffer.
+            if matches!(self.compaction.window, Window::Reading { .. }) {
+                return false;
+            }
             if free + pending >= needed.max(self.slots_wanted()) {
                 return false;
             }
@@ -184,6 +194,9 @@ impl<M: Media> Store<M> {
         let step = self.step_job(&mut job);
         if step != Step::Done {
             self.compaction.job = Some(job);
+        }
+        if std::mem::take(&mut self.compaction.is_unreadable) {
+            self.stop_writing("compaction could not read a slot; run `bowline pool scrub`");
         }
         self.write_runs();
         step != Step::Waits
@@ -281,8 +294,8 @@ impl<M: Media> Store<M> {
         let compaction = &mut self.compaction;
         let won = slot_blocks.saturating_sub(compaction.put_blocks);
         compaction.put_blocks = 0;
-        // Two blocks more than a sixteenth: a slot's header, and what is left over at its end.
-        let is_gain = won > slot_blocks / 16 + 2;
+        // A sixteenth, and a block for the header of the slot the images take.
+        let is_gain = won > slot_blocks / 16 + 1;
         compaction.idle_jobs = if is_gain { 0 } else { compaction.idle_jobs + 1 };
         if compaction.idle_jobs > IDLE_JOBS_MAX {
             compaction.idle_jobs = 0;
@@ -519,9 +532,13 @@ impl<M: Media> Store<M> {
         let blocks = WINDOW_BLOCKS.min(self.segments.slot_blocks() - block);
         match self.compaction.window {
             // What cannot be read cannot be moved: the victim stays, and so does everything in it.
+            Window::Failed if self.compaction.retried => {
+                self.compaction.is_unreadable = true;
+                Step::Waits
+            }
             Window::Failed => {
-                self.stop_writing("compaction could not read a slot; run `bowline pool scrub`");
-                Step::Done
+                self.compaction.retried = true;
+                self.read_window(slot, block, blocks)
             }
             _ => self.read_window(slot, block, blocks),
         }
@@ -578,7 +595,10 @@ impl<M: Media> Store<M> {
             return;
         }
         self.compaction.window = match (result, self.compaction.window) {
-            (Ok(()), Window::Reading { block, blocks }) => Window::Holds { block, blocks },
+            (Ok(()), Window::Reading { block, blocks }) => {
+                self.compaction.retried = false;
+                Window::Holds { block, blocks }
+            }
             _ => Window::Failed,
         };
     }

@@ -53,6 +53,7 @@ impl<M: Media> Store<M> {
             }
         }
         self.heal_wanted = false;
+        self.map.forget_bad();
         let safe = self.log.durable;
         self.flush_now()?;
         self.log.close_batch();
@@ -86,6 +87,8 @@ impl<M: Media> Store<M> {
         if self.segments.free_slots() == 0 {
             return Err(StoreError::Invalid("no free slot to write to".into()));
         }
+        self.segments.keep_for_failures(false);
+        self.checkpoint_wanted = true;
         self.roll(last);
         Ok(())
     }

@@ -113,6 +113,8 @@ pub(crate) struct Log {
     pub durable: BatchNumber,
     /// Checksum of the last batch released.
     released_checksum: u64,
+    /// Blocks of the closed batches that are not released.
+    pub retained_blocks: u64,
     /// Batches taken over from a dead process.
     pub adopted: u64,
     memory: Rc<Memory>,
@@ -187,6 +189,7 @@ impl Log {
             completed: last.number,
             durable: last.number,
             released_checksum: last.checksum,
+            retained_blocks: 0,
             adopted: 0,
             scratch: Vec::new(),
         }
@@ -425,6 +428,7 @@ impl Log {
         let memory = self.memory();
         self.trim(&memory);
         let at = self.batches.len() - 1;
+        self.retained_blocks += u64::from(self.batches[at].blocks());
         self.seal(&memory, at);
         bowline_arena::fail_point!("log.batch.closed");
     }
@@ -526,6 +530,7 @@ impl Log {
         while self.batches.front().is_some_and(|batch| batch.number <= self.durable) {
             let Some(batch) = self.batches.pop_front() else { break };
             self.released_checksum = batch.checksum;
+            self.retained_blocks = self.retained_blocks.saturating_sub(batch.blocks().into());
             let mut pages = self.pages.borrow_mut();
             pages.give(batch.head);
             batch.header.into_iter().chain(batch.data).for_each(|span| pages.give(span));

@@ -75,7 +75,17 @@ struct Load {
     page: Entry,
     /// Where it is read: the slot is not used again meanwhile.
     slot: SlotId,
-    span: Option<Span>,
+    block: u32,
+    span: Span,
+    is_retried: bool,
+}
+
+/// What becomes of a page that has been read.
+pub(crate) enum Loaded {
+    /// It is in memory, or known to be bad; its slot is read no longer.
+    Done(SlotId),
+    /// It is to be read once more, from the same place.
+    Again { slot: SlotId, block: u32, into: Part },
 }
 
 /// The map of all lineages.
@@ -227,7 +237,11 @@ impl Map {
 
     /// Starts to read a page unless it is being read. Returns the load's number and buffer, or none
     /// if nothing is to be done now.
-    pub(crate) fn start_load(&mut self, page: Entry, slot: SlotId) -> Option<(usize, Part)> {
+    pub(crate) fn start_load(
+        &mut self,
+        page: Entry,
+        (slot, block): (SlotId, u32),
+    ) -> Option<(usize, Part)> {
         let is_loading = self.loads.iter().flatten().any(|load| load.page.address == page.address);
         if is_loading || self.free_spans.is_empty() {
             return None;
@@ -235,33 +249,35 @@ impl Map {
         let number = self.loads.iter().position(Option::is_none)?;
         let span = self.free_spans.pop()?;
         let part = span.part();
-        self.loads[number] = Some(Load { page, slot, span: Some(span) });
+        self.loads[number] = Some(Load { page, slot, block, span, is_retried: false });
         self.pages_read += 1;
         Some((number, part))
     }
 
-    /// A page has been read, well or not. Says from which slot.
+    /// A page has been read, well or not.
     pub(crate) fn finish_load(
         &mut self,
         memory: &Memory,
         number: usize,
         result: Result<(), MediumError>,
-    ) -> Option<SlotId> {
-        let load = self.loads.get_mut(number).and_then(Option::take);
-        let Some(Load { page, slot, span: Some(span) }) = load else { return None };
-        match result {
-            Ok(()) if block_checksum(self.salt, memory.slice(&span)) == page.checksum => {
-                self.remember(page, memory.slice(&span));
-            }
-            Ok(()) => {
-                self.bad.insert(page.address, None);
-            }
-            Err(error) => {
-                self.bad.insert(page.address, Some(error));
-            }
+    ) -> Option<Loaded> {
+        let mut load = self.loads.get_mut(number).and_then(Option::take)?;
+        let page = load.page;
+        let is_sound =
+            result.is_ok() && block_checksum(self.salt, memory.slice(&load.span)) == page.checksum;
+        if is_sound {
+            self.remember(page, memory.slice(&load.span));
+        } else if !load.is_retried {
+            load.is_retried = true;
+            let again =
+                Loaded::Again { slot: load.slot, block: load.block, into: load.span.part() };
+            self.loads[number] = Some(load);
+            return Some(again);
+        } else {
+            self.bad.insert(page.address, result.err());
         }
-        self.free_spans.push(span);
-        Some(slot)
+        self.free_spans.push(load.span);
+        Some(Loaded::Done(load.slot))
     }
 
     /// A page that no segment holds: the tree and the segment table disagree.

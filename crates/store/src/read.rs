@@ -11,7 +11,7 @@ use bowline_arena::Span;
 
 use crate::format::block_checksum;
 use crate::io::Purpose;
-use crate::map::Lookup;
+use crate::map::{Loaded, Lookup};
 use crate::store::Store;
 use crate::tables::{Entry, State};
 use crate::{
@@ -176,10 +176,25 @@ impl<M: Media> Store<M> {
             self.map.note_lost(page);
             return;
         };
-        if let Some((number, into)) = self.map.start_load(page, slot) {
+        if let Some((number, into)) = self.map.start_load(page, (slot, block)) {
             self.segments.reader(slot, 1);
             let at = self.header.block_at(slot, block);
             self.in_flight.submit(&mut self.media, Purpose::Page(number), Io::Read { at, into });
+        }
+    }
+
+    /// A page of the map has been read; whoever waits for it goes on.
+    pub(crate) fn page_done(&mut self, number: usize, result: Result<(), MediumError>) {
+        match self.map.finish_load(&self.memory, number, result) {
+            Some(Loaded::Again { slot, block, into }) => {
+                let io = Io::Read { at: self.header.block_at(slot, block), into };
+                self.in_flight.submit(&mut self.media, Purpose::Page(number), io);
+            }
+            Some(Loaded::Done(slot)) => {
+                self.segments.reader(slot, -1);
+                self.retry_reads();
+            }
+            None => {}
         }
     }
 

@@ -14,7 +14,7 @@ use crate::format::{ImageMove, SegmentKind};
 use crate::tables::{Directory, Entry, LiveBits};
 use crate::{SegmentId, SlotId};
 
-/// Free slots compaction leaves: for the log to go on in after a failure, and for a checkpoint.
+/// Free slots compaction leaves to checkpoints.
 const SLOTS_KEPT_FROM_IMAGES: usize = 2;
 
 /// What a slot is used for.
@@ -79,6 +79,8 @@ pub(crate) struct Segments {
     hand: SlotId,
     /// Reads under way in each slot that has any.
     readers: BTreeMap<SlotId, u32>,
+    /// Free slots that only the log may take: to go on in after a failure of the medium.
+    kept_for_failures: usize,
 }
 
 impl Segments {
@@ -95,6 +97,7 @@ impl Segments {
             next_segment,
             hand: SlotId(0),
             readers: BTreeMap::new(),
+            kept_for_failures: 1,
         };
         segments.grow(slot_count);
         segments
@@ -172,7 +175,12 @@ impl Segments {
 
     /// A free slot, which is `Open` from now on.
     pub(crate) fn take_slot(&mut self, kind: SegmentKind) -> Option<SlotId> {
-        if kind == SegmentKind::Images && self.free.len() <= SLOTS_KEPT_FROM_IMAGES {
+        let kept = match kind {
+            SegmentKind::Log => 0,
+            SegmentKind::Map | SegmentKind::Blob => self.kept_for_failures,
+            SegmentKind::Images => self.kept_for_failures + SLOTS_KEPT_FROM_IMAGES,
+        };
+        if self.free.len() <= kept {
             return None;
         }
         let is_quiet = |slot: &&SlotId| !self.readers.contains_key(slot);
@@ -225,6 +233,12 @@ impl Segments {
             self.set_state(slot, SlotState::Used(kind));
             self.settle(slot, checkpoints_begun);
         }
+    }
+
+    /// Whether a slot is kept free for the log to go on in after a failure. Not between a failure
+    /// and the next checkpoint, which may need it.
+    pub(crate) fn keep_for_failures(&mut self, keep: bool) {
+        self.kept_for_failures = usize::from(keep);
     }
 
     /// A slot that held a checkpoint blob nobody needs any more.

@@ -349,10 +349,16 @@ impl<M: Media> Store<M> {
         let left = u64::from(self.log.blocks_unused());
         let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
         let needed = match class {
-            Class::Record => slots,
-            _ => class.floor() + slots + self.checkpoint_slots(),
+            Class::Record => slots + 1,
+            // After a failure of the medium, what is not flushed is written again elsewhere.
+            Class::Data => {
+                let again = self.log.retained_blocks.div_ceil(room / 2) as usize;
+                class.floor() + slots + self.checkpoint_slots() + again
+            }
+            Class::Range => class.floor() + slots + self.checkpoint_slots(),
         };
         if self.segments.free_slots() < needed {
+            self.flush_wanted |= self.log.retained_blocks > room;
             self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
             if class == Class::Data && !self.can_make_space() {
                 return Err(Refused::NoSpace);
@@ -573,11 +579,7 @@ impl<M: Media> Store<M> {
             Purpose::Batch(number) => self.batch_done(number, completion.result),
             Purpose::LogFlush => self.flush_done(completion.result),
             Purpose::Read(at) => self.read_done(at, completion.result),
-            Purpose::Page(number) => {
-                let slot = self.map.finish_load(&self.memory, number, completion.result);
-                slot.into_iter().for_each(|slot| self.segments.reader(slot, -1));
-                self.retry_reads();
-            }
+            Purpose::Page(number) => self.page_done(number, completion.result),
             Purpose::Checkpoint => self.checkpoint_io_done(completion.result),
             Purpose::Compaction(which) => self.compaction_io_done(which, completion.result),
             Purpose::Run(kind, buffer) => self.run_done(kind, buffer, completion.result),
@@ -643,7 +645,9 @@ impl<M: Media> Store<M> {
         self.state.stop(cause);
         self.heal_wanted = false;
         self.give_up_checkpoint();
-        self.compaction.give_up();
+        for slot in self.compaction.give_up() {
+            self.segments.close_slot(slot, self.checkpoints_begun);
+        }
         self.fail_waiters(cause);
     }
 

@@ -25,16 +25,17 @@ use crate::catalogue::Catalogue;
 use crate::checkpoint::Streams;
 use crate::compaction::WINDOW_BLOCKS;
 use crate::format::{
-    CUTS_MAX, Cut, PoolHeader, Position, SUPERBLOCK_COPIES, SegmentKind, Superblock, superblock_at,
+    CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SUPERBLOCK_COPIES,
+    SegmentKind, Superblock, superblock_at,
 };
 use crate::io::InFlight;
 use crate::log::{Identity, Log, OpenSegment};
 use crate::map::Map;
-use crate::segments::Segments;
+use crate::segments::{Segments, SlotState};
 use crate::staging::{Found, Staging};
 use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
-use crate::{BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
+use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
 
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{choose_root, load_blob, read_header, read_root, read_roots};
@@ -141,6 +142,32 @@ fn forget_left(left: Result<Vec<Left>, String>, pages: &SharedPages) -> Result<V
     Ok(Vec::new())
 }
 
+/// Slots that images of the arena's records lie in are taken, before the log looks for one.
+fn keep_image_slots(memory: &Memory, left: &[Left], segments: &mut Segments) {
+    for one in left {
+        let blocks: Vec<&[u8]> = one
+            .data
+            .iter()
+            .flat_map(|span| memory.slice(span).chunks_exact(BLOCK_BYTES as usize))
+            .collect();
+        let entries = u32::from(one.found.progress.entries);
+        for found in Entries::new(memory.slice(&one.head), entries) {
+            if found.entry.kind != EntryKind::Record {
+                continue;
+            }
+            let block = blocks.get(found.data_block as usize);
+            let Some(Record::Moved(moves)) = block.and_then(|block| Record::decode(block)) else {
+                continue;
+            };
+            for to in moves {
+                if segments.slot(to.slot) == Some(SlotState::Free) {
+                    segments.use_slot(to.slot, SegmentKind::Images);
+                }
+            }
+        }
+    }
+}
+
 struct Opening<M> {
     media: M,
     pages: SharedPages,
@@ -201,6 +228,7 @@ impl<M: Media> Opening<M> {
             slot_blocks: header.slot_blocks(),
         };
         let log = if self.state.is_writing() {
+            keep_image_slots(&self.memory, &left, &mut known.segments);
             let segment = self.first_segment(&mut known, last)?;
             let mut log = self.new_log(identity, segment, last);
             if !is_ours {

@@ -77,8 +77,8 @@ enum Verb {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Well,
-    No,
     Degraded,
+    Failed,
 }
 
 /// What a verb has to work with.
@@ -103,8 +103,8 @@ pub fn main() -> ExitCode {
     let context = Context { client: Client::new(control(common.control.as_deref())), json };
     match run(bowline.verb, common.control, &context) {
         Ok(Outcome::Well) => ExitCode::SUCCESS,
-        Ok(Outcome::No) => ExitCode::from(2),
         Ok(Outcome::Degraded) => ExitCode::from(3),
+        Ok(Outcome::Failed) => ExitCode::from(4),
         Err(problem) => {
             let code = problem.kind.exit_code();
             complain(problem, json);

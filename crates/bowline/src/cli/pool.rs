@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::{Context, Outcome, ask, output, usage};
 use crate::control::api::{
-    CheckReport, Finding, GrowPool, PoolState, PoolStatus, Problem, Repair, RepairReport, Resume,
-    Scrub, ScrubAction, ScrubState, ScrubStatus, Verdict,
+    CheckReport, Finding, GrowPool, PoolState, PoolStatus, Problem, Resume, Scrub, ScrubAction,
+    ScrubState, ScrubStatus, Verdict,
 };
 use crate::control::client::Method;
 use crate::offline;
@@ -78,9 +78,14 @@ pub struct ResumeArguments {
 
 #[derive(Debug, Args)]
 pub struct RepairArguments {
+    /// The file or device of a pool that nobody serves
+    path: PathBuf,
     /// Do it
     #[arg(long)]
     yes: bool,
+    /// Go on although acknowledged writes were lost with the arena
+    #[arg(long)]
+    accept_loss: bool,
 }
 
 impl Pool {
@@ -213,7 +218,7 @@ impl Check {
         let outcome = match report.verdict {
             Verdict::Sound => Outcome::Well,
             Verdict::Repairable => Outcome::Degraded,
-            Verdict::Damaged => Outcome::No,
+            Verdict::Damaged => Outcome::Failed,
         };
         output::answer(context.json, report, report_words)?;
         Ok(outcome)
@@ -250,12 +255,12 @@ fn findings(findings: &[Finding]) -> String {
 
 impl RepairArguments {
     fn run(self, context: &Context) -> Result<Outcome, Problem> {
-        let order = Repair { apply: self.yes };
-        let report: RepairReport =
-            context.client.request(Method::Post, "/v1/pool/repair", &order)?;
+        offline::must_not_be_in_use(&self.path)?;
+        let order = offline::Repair { apply: self.yes, accept_loss: self.accept_loss };
+        let report = offline::repair(&self.path, order)?;
         output::answer(context.json, report, |report| {
             let end = match (report.findings.is_empty(), report.applied) {
-                (true, _) => "nothing needs repair\n",
+                (true, _) => "nothing can be repaired, or needs to be\n",
                 (false, true) => "repaired\n",
                 (false, false) => "nothing was changed; --yes does it\n",
             };

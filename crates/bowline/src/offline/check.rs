@@ -60,19 +60,7 @@ fn translated(path: &Path, report: &bowline_store::CheckReport) -> Result<CheckR
         }
     };
     let mut findings: Vec<Finding> = report.findings.iter().map(finding).collect();
-    for loss in &report.losses {
-        let disk = report.disks.iter().find(|disk| disk.id == loss.disk);
-        let name = disk.map_or_else(|| loss.disk.to_string(), |disk| disk.name.clone());
-        let last = loss.lba.0 + loss.blocks.saturating_sub(1);
-        findings.push(Finding {
-            place: format!(
-                "disk {name}, blocks {} to {last}, segment {} in slot {}",
-                loss.lba, loss.segment, loss.slot
-            ),
-            what: loss.why.clone(),
-            remedy: "reads fail there; write the range again from a copy".into(),
-        });
-    }
+    findings.extend(losses(report));
     Ok(CheckReport {
         path: path.display().to_string(),
         id: report.pool.map_or_else(String::new, |pool| format!("{:032x}", pool.0)),
@@ -85,6 +73,34 @@ fn translated(path: &Path, report: &bowline_store::CheckReport) -> Result<CheckR
         sequence_last: report.sequence_last.0,
         findings,
     })
+}
+
+/// What cannot be read, one finding a range.
+pub fn losses(report: &bowline_store::CheckReport) -> impl Iterator<Item = Finding> {
+    report.losses.iter().map(|loss| {
+        let place = place_of(report, loss.disk, loss.lba.0, loss.blocks);
+        let expected = match loss.is_given_up {
+            true => String::new(),
+            false => format!(", expected in segment {}, slot {}", loss.segment, loss.slot),
+        };
+        Finding {
+            place: format!("{place}{expected}"),
+            what: loss.why.clone(),
+            remedy: "write the range again from a copy".into(),
+        }
+    })
+}
+
+/// A range of a disk, in words.
+pub fn place_of(
+    report: &bowline_store::CheckReport,
+    disk: bowline_store::DiskId,
+    first: u64,
+    blocks: u64,
+) -> String {
+    let found = report.disks.iter().find(|found| found.id == disk);
+    let name = found.map_or_else(|| disk.to_string(), |found| found.name.clone());
+    format!("disk {name}, blocks {first} to {}", first + blocks.saturating_sub(1))
 }
 
 fn finding(finding: &bowline_store::Finding) -> Finding {

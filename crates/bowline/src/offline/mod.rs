@@ -3,6 +3,7 @@
 
 mod check;
 mod create;
+mod repair;
 mod signature;
 
 use std::fs::{File, OpenOptions};
@@ -12,7 +13,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::control::api::{CheckReport, Kind, PoolCreated, Problem};
+use crate::control::api::{CheckReport, Kind, PoolCreated, Problem, RepairReport};
+
+pub use repair::Repair;
 
 /// A pool that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,4 +94,12 @@ pub fn create(order: &Create) -> Result<PoolCreated, Problem> {
 /// If it cannot be read, or is not a pool.
 pub fn check(path: &Path) -> Result<CheckReport, Problem> {
     check::check(path)
+}
+
+/// Says what a repair would do to a pool, or does it.
+///
+/// # Errors
+/// If it cannot be read or written, or is not a pool.
+pub fn repair(path: &Path, order: Repair) -> Result<RepairReport, Problem> {
+    repair::repair(path, order)
 }

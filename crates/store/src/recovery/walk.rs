@@ -74,8 +74,6 @@ pub(crate) struct Walk {
     window: Window,
     /// What the medium said where the log should have gone on.
     failed: Option<MediumError>,
-    /// Whether nothing can lie behind the end: the last epoch ended in good order.
-    is_clean: bool,
     pub is_chain_ignored: bool,
     /// The last batch to be accepted, if the arena says how far the log was flushed: what lies
     /// behind it is in the arena, and is written again. A flush may have failed since, and then
@@ -105,7 +103,6 @@ impl Walk {
             waiting: VecDeque::new(),
             window: Window::default(),
             failed: None,
-            is_clean: root.clean,
             is_chain_ignored: false,
             limit,
         }
@@ -168,7 +165,8 @@ impl Walk {
         if let Some(error) = self.failed.take() {
             return Ok(Some(self.damage(Why::Unreadable(error))));
         }
-        if self.is_clean { Ok(None) } else { self.search(medium, known) }
+        // Also behind a superblock of a pool that was closed: it may be an old one put back.
+        self.search(medium, known)
     }
 
     /// Whether the checkpoint's last segment is where the superblock says. A slot is used again

@@ -101,8 +101,7 @@ fn build() -> Vec<u8> {
     world.flush();
     world.idle();
     world.flush();
-    let image = bytes.borrow().clone();
-    image
+    bytes.take()
 }
 
 fn verify(world: &mut World) {

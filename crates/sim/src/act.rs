@@ -159,7 +159,7 @@ impl<S: Subject> Simulation<'_, S> {
             self.read(Target { disk, lba: 0, blocks: size.min(16) })?;
         }
         self.wait("reads while writing is stopped", |simulation| simulation.waiting.is_empty())?;
-        if self.random.one_in(3) {
+        if self.random.one_in(2) {
             // What was acknowledged must outlive a process that could not write it, too.
             self.coverage.hit("killed while writing is stopped");
             self.host.device.borrow_mut().kill();

@@ -312,11 +312,11 @@ fn draw_faults(random: &mut Random) -> Faults {
     if random.one_in(3) {
         faults.left = random.between(1, 6) as u32;
         match random.below(5) {
-            0 => faults.errors[crate::READ] = 1000,
-            1 => faults.errors[crate::WRITE] = 500,
-            2 => faults.errors[crate::FLUSH] = 1000,
-            3 => faults.short = 500,
-            _ => faults.errors = [300, 300, 300],
+            0 => faults.errors[crate::READ] = 8000,
+            1 => faults.errors[crate::WRITE] = 800,
+            2 => faults.errors[crate::FLUSH] = 4000,
+            3 => faults.short = 800,
+            _ => faults.errors = [3000, 300, 1000],
         }
     }
     faults

@@ -43,6 +43,8 @@ enum Phase {
     /// A copy of the superblock is to be written.
     Superblock(u64),
     SuperblockWriting(u64),
+    /// The copy is to be flushed.
+    SuperblockWritten(u64),
     SuperblockFlushing(u64),
 }
 
@@ -170,6 +172,14 @@ impl<M: Media> Store<M> {
             Phase::BlobEnd => return self.end_blob(checkpoint),
             Phase::Flush => self.flush_pages(checkpoint),
             Phase::Superblock(copy) => self.write_superblock(checkpoint, copy),
+            Phase::SuperblockWritten(copy) => {
+                if !self.submit_flush(Purpose::Checkpoint) {
+                    return Ok(Step::Waits);
+                }
+                self.streams.io_finished = false;
+                checkpoint.phase = Phase::SuperblockFlushing(copy);
+                Step::Moved
+            }
             Phase::Flushing | Phase::SuperblockWriting(_) | Phase::SuperblockFlushing(_) => {
                 if !self.streams.io_finished {
                     return Ok(Step::Waits);
@@ -292,16 +302,12 @@ impl<M: Media> Store<M> {
         if self.log.completed < checkpoint.position.number {
             return Step::Waits;
         }
-        self.streams.covered = self.log.completed;
-        checkpoint.phase = Phase::Flushing;
-        self.submit_checkpoint_io(Io::Flush);
-        Step::Moved
-    }
-
-    fn submit_checkpoint_io(&mut self, io: Io) {
+        if !self.submit_flush(Purpose::Checkpoint) {
+            return Step::Waits;
+        }
         self.streams.io_finished = false;
-        self.counters.media_flushes += u64::from(matches!(io, Io::Flush));
-        self.in_flight.submit(&mut self.media, Purpose::Checkpoint, io);
+        checkpoint.phase = Phase::Flushing;
+        Step::Moved
     }
 
     fn write_superblock(&mut self, checkpoint: &mut Checkpoint, copy: u64) -> Step {
@@ -315,7 +321,13 @@ impl<M: Media> Store<M> {
             blob: checkpoint.extents.clone(),
             blob_bytes: checkpoint.blob_bytes,
             blob_checksum: checkpoint.blob_checksum,
-            cuts: Vec::new(),
+            cuts: self
+                .root
+                .cuts
+                .iter()
+                .filter(|cut| cut.accepted.number >= checkpoint.position.number)
+                .copied()
+                .collect(),
             ..self.root.clone()
         });
         let page = &mut self.streams.page;
@@ -323,21 +335,16 @@ impl<M: Media> Store<M> {
         let at = superblock_at(root.epoch.0, copy);
         let from = vec![page.part()];
         checkpoint.phase = Phase::SuperblockWriting(copy);
-        self.submit_checkpoint_io(Io::Write { at, from });
+        self.streams.io_finished = false;
+        self.in_flight.submit(&mut self.media, Purpose::Superblock, Io::Write { at, from });
         Step::Moved
     }
 
     /// An I/O of the checkpoint has come back well.
     fn after_io(&mut self, checkpoint: &mut Checkpoint) -> Step {
         checkpoint.phase = match checkpoint.phase {
-            Phase::Flushing => {
-                self.log_is_durable(self.streams.covered);
-                Phase::Superblock(0)
-            }
-            Phase::SuperblockWriting(copy) => {
-                self.submit_checkpoint_io(Io::Flush);
-                Phase::SuperblockFlushing(copy)
-            }
+            Phase::Flushing => Phase::Superblock(0),
+            Phase::SuperblockWriting(copy) => Phase::SuperblockWritten(copy),
             Phase::SuperblockFlushing(copy) if copy + 1 < SUPERBLOCK_COPIES => {
                 bowline_arena::fail_point!("checkpoint.superblock.first");
                 Phase::Superblock(copy + 1)
@@ -350,11 +357,6 @@ impl<M: Media> Store<M> {
             other => other,
         };
         Step::Moved
-    }
-
-    /// The number of the last batch the checkpoint under way stands for.
-    pub(crate) fn checkpoint_number(&self) -> Option<crate::BatchNumber> {
-        self.checkpoint.as_ref().map(|checkpoint| checkpoint.position.number)
     }
 
     pub(crate) fn checkpoint_io_done(&mut self, result: Result<(), MediumError>) {
@@ -489,7 +491,6 @@ pub(crate) struct Streams {
     /// Map slots that are full, some of whose pages may still be on their way.
     full: Vec<crate::SlotId>,
     io_finished: bool,
-    covered: crate::BatchNumber,
 }
 
 impl Streams {
@@ -499,8 +500,7 @@ impl Streams {
         images: Appender,
         page: bowline_arena::Span,
     ) -> Self {
-        let covered = crate::BatchNumber(0);
-        Streams { map, blob, images, page, full: Vec::new(), io_finished: false, covered }
+        Streams { map, blob, images, page, full: Vec::new(), io_finished: false }
     }
 
     pub(crate) fn of(&mut self, kind: SegmentKind) -> &mut Appender {

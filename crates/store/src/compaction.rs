@@ -252,9 +252,10 @@ impl<M: Media> Store<M> {
                     job.phase = Phase::Record;
                     return Step::Moved;
                 }
+                if !self.submit_flush(Purpose::Compaction(1)) {
+                    return Step::Waits;
+                }
                 self.compaction.flushed = false;
-                self.counters.media_flushes += 1;
-                self.in_flight.submit(&mut self.media, Purpose::Compaction(1), Io::Flush);
                 job.phase = Phase::Flushing;
                 Step::Moved
             }

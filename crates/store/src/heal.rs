@@ -57,9 +57,8 @@ impl<M: Media> Store<M> {
         let safe = self.log.durable;
         self.flush_now()?;
         self.log.close_batch();
-        if self.checkpoint_number().is_some_and(|number| number > safe) {
-            self.give_up_checkpoint();
-        }
+        // Its superblock would not know of the cut, or be mistaken for the one that does.
+        self.give_up_checkpoint();
         let position = self.safe_position(safe);
         self.log.rewind(safe);
         self.next_segment(safe)?;
@@ -109,7 +108,8 @@ impl<M: Media> Store<M> {
     /// even have a header to say so.
     fn record_cut(&mut self, cut: Cut) -> Result<(), StoreError> {
         let mut root = self.root.clone();
-        root.generation += 1;
+        // Past that of a checkpoint that was given up when a copy of its superblock was written.
+        root.generation += 2;
         root.cuts.retain(|old| old.accepted.number < cut.accepted.number);
         root.cuts.push(cut);
         if root.cuts.len() > CUTS_MAX {

@@ -14,8 +14,10 @@ pub(crate) enum Purpose {
     Read(usize),
     /// A page of the map.
     Page(usize),
-    /// A flush or superblock of the checkpoint.
+    /// A flush for the checkpoint.
     Checkpoint,
+    /// A copy of the superblock.
+    Superblock,
     /// A run of blocks of a stream.
     Run(SegmentKind, u32),
     /// I/O of compaction.

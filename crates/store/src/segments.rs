@@ -79,6 +79,8 @@ pub(crate) struct Segments {
     hand: SlotId,
     /// Reads under way in each slot that has any.
     readers: BTreeMap<SlotId, u32>,
+    /// Free slots among them.
+    free_but_read: usize,
     /// Free slots that only the log may take: to go on in after a failure of the medium.
     kept_for_failures: usize,
 }
@@ -97,6 +99,7 @@ impl Segments {
             next_segment,
             hand: SlotId(0),
             readers: BTreeMap::new(),
+            free_but_read: 0,
             kept_for_failures: 1,
         };
         segments.grow(slot_count);
@@ -121,8 +124,9 @@ impl Segments {
         self.slot_blocks
     }
 
+    /// Slots that can be taken now.
     pub(crate) fn free_slots(&self) -> usize {
-        self.free.len()
+        self.free.len() - self.free_but_read
     }
 
     pub(crate) fn pending_slots(&self) -> usize {
@@ -180,7 +184,7 @@ impl Segments {
             SegmentKind::Map | SegmentKind::Blob => self.kept_for_failures,
             SegmentKind::Images => self.kept_for_failures + SLOTS_KEPT_FROM_IMAGES,
         };
-        if self.free.len() <= kept {
+        if self.free_slots() <= kept {
             return None;
         }
         let is_quiet = |slot: &&SlotId| !self.readers.contains_key(slot);
@@ -198,11 +202,13 @@ impl Segments {
 
     fn set_state(&mut self, slot: SlotId, state: SlotState) {
         let at = slot.0 as usize;
-        self.free.remove(&slot);
+        let is_read = usize::from(self.readers.contains_key(&slot));
+        self.free_but_read -= if self.free.remove(&slot) { is_read } else { 0 };
         self.pending -= usize::from(matches!(self.slots[at], SlotState::PendingFree(_)));
         self.pending += usize::from(matches!(state, SlotState::PendingFree(_)));
         if state == SlotState::Free {
             self.free.insert(slot);
+            self.free_but_read += is_read;
         }
         self.slots[at] = state;
     }
@@ -250,10 +256,16 @@ impl Segments {
 
     /// A read of a slot begins (1) or ends (-1): a slot that is read from is not opened.
     pub(crate) fn reader(&mut self, slot: SlotId, change: i32) {
+        let was_read = self.readers.contains_key(&slot);
         let count = self.readers.entry(slot).or_default();
         *count = count.saturating_add_signed(change);
-        if *count == 0 {
+        let is_read = *count > 0;
+        if !is_read {
             self.readers.remove(&slot);
+        }
+        if was_read != is_read && self.free.contains(&slot) {
+            self.free_but_read =
+                if is_read { self.free_but_read + 1 } else { self.free_but_read - 1 };
         }
     }
 

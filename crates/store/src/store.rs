@@ -146,7 +146,10 @@ pub struct Store<M> {
     pub(crate) seq: Seq,
     pub(crate) now: Micros,
     pub(crate) bytes_since_checkpoint: u64,
-    pub(crate) flushing: Option<BatchNumber>,
+    /// How far the log had completed when the flush in flight was submitted.
+    flushing: Option<BatchNumber>,
+    /// The next flush is a checkpoint's or compaction's.
+    flush_turn_wanted: bool,
     waiters: VecDeque<(BatchNumber, Ticket)>,
     /// Somebody who does not wait for an event wants a flush.
     flush_wanted: bool,
@@ -220,6 +223,7 @@ impl<M: Media> Store<M> {
             now: Micros(0),
             bytes_since_checkpoint: from.log_bytes,
             flushing: None,
+            flush_turn_wanted: false,
             waiters: VecDeque::new(),
             flush_wanted: false,
             room_wanted: false,
@@ -580,8 +584,17 @@ impl<M: Media> Store<M> {
             Purpose::LogFlush => self.flush_done(completion.result),
             Purpose::Read(at) => self.read_done(at, completion.result),
             Purpose::Page(number) => self.page_done(number, completion.result),
-            Purpose::Checkpoint => self.checkpoint_io_done(completion.result),
-            Purpose::Compaction(which) => self.compaction_io_done(which, completion.result),
+            Purpose::Checkpoint => {
+                self.flush_came_back(&completion.result);
+                self.checkpoint_io_done(completion.result);
+            }
+            Purpose::Superblock => self.checkpoint_io_done(completion.result),
+            Purpose::Compaction(which) => {
+                if which == 1 {
+                    self.flush_came_back(&completion.result);
+                }
+                self.compaction_io_done(which, completion.result);
+            }
             Purpose::Run(kind, buffer) => self.run_done(kind, buffer, completion.result),
         }
     }
@@ -610,14 +623,34 @@ impl<M: Media> Store<M> {
     }
 
     fn flush_done(&mut self, result: Result<(), MediumError>) {
+        self.flush_came_back(&result);
+        if let Err(error) = result {
+            self.stop_writing(&format!("a flush of the medium failed: {error}"));
+        }
+    }
+
+    /// Submits a flush, unless one is in flight: of two at a time, one could fail and the other
+    /// seem to succeed. Who is refused gets the next turn. Every flush makes the log durable.
+    pub(crate) fn submit_flush(&mut self, purpose: Purpose) -> bool {
+        if self.flushing.is_some() {
+            self.flush_turn_wanted = purpose != Purpose::LogFlush;
+            return false;
+        }
+        if purpose == Purpose::LogFlush && self.flush_turn_wanted {
+            return false;
+        }
+        self.flush_turn_wanted = false;
+        self.flushing = Some(self.log.completed);
+        self.counters.media_flushes += 1;
+        self.in_flight.submit(&mut self.media, purpose, Io::Flush);
+        true
+    }
+
+    /// A flush has come back: the log is durable as far as it had completed.
+    fn flush_came_back(&mut self, result: &Result<(), MediumError>) {
         let covered = self.flushing.take().unwrap_or_default();
-        bowline_arena::fail_point!("log.flush.done");
-        match result {
-            // While another flush has failed, this one proves nothing: what that one lost was
-            // clean already when this one looked.
-            Ok(()) if !self.state.is_writing() => {}
-            Ok(()) => self.log_is_durable(covered),
-            Err(error) => self.stop_writing(&format!("a flush of the medium failed: {error}")),
+        if result.is_ok() && self.state.is_writing() {
+            self.log_is_durable(covered);
         }
     }
 
@@ -644,6 +677,7 @@ impl<M: Media> Store<M> {
     pub(crate) fn stop_writing(&mut self, cause: &str) {
         self.state.stop(cause);
         self.heal_wanted = false;
+        self.flush_turn_wanted = false;
         self.give_up_checkpoint();
         for slot in self.compaction.give_up() {
             self.segments.close_slot(slot, self.checkpoints_begun);

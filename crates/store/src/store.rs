@@ -354,17 +354,19 @@ impl<M: Media> Store<M> {
         let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
         let needed = match class {
             Class::Record => slots + 1,
-            // After a failure of the medium, what is not flushed is written again elsewhere.
-            Class::Data => {
-                let again = self.log.retained_blocks.div_ceil(room / 2) as usize;
-                class.floor() + slots + self.checkpoint_slots() + again
-            }
-            Class::Range => class.floor() + slots + self.checkpoint_slots(),
+            _ => class.floor() + slots + self.checkpoint_slots(),
         };
+        // After a failure of the medium, what is not flushed is written again elsewhere.
+        let again = self.log.retained_blocks.div_ceil(room / 2) as usize;
+        if class == Class::Data && self.segments.free_slots() < needed + again {
+            self.flush_wanted = true;
+            if self.segments.free_slots() >= needed {
+                return self.busy();
+            }
+        }
         if self.segments.free_slots() < needed {
-            self.flush_wanted |= self.log.retained_blocks > room;
             self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
-            if class == Class::Data && !self.can_make_space() {
+            if class == Class::Data && again == 0 && !self.can_make_space() {
                 return Err(Refused::NoSpace);
             }
             return self.busy();

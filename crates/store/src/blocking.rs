@@ -77,6 +77,12 @@ impl<'a, M: Media> Blocking<'a, M> {
         Ok(all)
     }
 
+    /// The first bytes of what was read last.
+    pub(crate) fn last(&self, bytes: u64) -> Result<&[u8], MediumError> {
+        let Some(span) = &self.buffer else { return Err(MediumError::Died) };
+        Ok(&self.memory.slice(span)[..bytes.min(u64::from(span.bytes())) as usize])
+    }
+
     /// Writes one block, made by `fill` from zeros.
     pub(crate) fn write_block(
         &mut self,

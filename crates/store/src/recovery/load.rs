@@ -143,7 +143,10 @@ pub(crate) fn read_roots<M: Media>(
     let mut all = Vec::new();
     for pair in 0..SUPERBLOCK_PAIRS {
         for copy in 0..SUPERBLOCK_COPIES {
-            let block = medium.read(superblock_at(pair, copy), BLOCK_BYTES);
+            let at = superblock_at(pair, copy);
+            // A passing error must not let an older superblock stand in.
+            let again = medium.read(at, BLOCK_BYTES).is_err();
+            let block = if again { medium.read(at, BLOCK_BYTES) } else { medium.last(BLOCK_BYTES) };
             let found = block.map(|block| {
                 let found = Superblock::decode(header.salt, header.pool, block);
                 found.filter(|root| root.epoch.0 % SUPERBLOCK_PAIRS == pair || root.epoch.0 == 0)
@@ -208,6 +211,24 @@ pub(crate) fn read_root<M: Media>(
     header: &PoolHeader,
 ) -> Result<Superblock, StoreError> {
     choose_root(read_roots(medium, header))
+}
+
+/// Makes sure that both copies of the superblock that counts are there, before a slot that only an
+/// older one needs is written to.
+pub(crate) fn double_root<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+) -> Result<(), StoreError> {
+    for copy in 0..SUPERBLOCK_COPIES {
+        let at = superblock_at(root.epoch.0, copy);
+        let block = medium.read(at, BLOCK_BYTES)?;
+        if Superblock::decode(header.salt, header.pool, block).as_ref() != Some(root) {
+            medium.write_block(at, |block| root.encode(header.salt, block))?;
+            medium.flush()?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the blob of the last checkpoint and builds what it describes.

@@ -38,7 +38,7 @@ use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
 
 pub use load::{CreateOptions, create, pool_header};
-pub(crate) use load::{choose_root, load_blob, read_header, read_root, read_roots};
+pub(crate) use load::{choose_root, double_root, load_blob, read_header, read_root, read_roots};
 pub(crate) use replay::Replay;
 pub(crate) use walk::{Damage, Walk};
 
@@ -228,6 +228,10 @@ impl<M: Media> Opening<M> {
             slot_blocks: header.slot_blocks(),
         };
         let log = if self.state.is_writing() {
+            if known.root.epoch.0 > 0 {
+                let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+                double_root(&mut medium, &header, &known.root)?;
+            }
             keep_image_slots(&self.memory, &left, &mut known.segments);
             let segment = self.first_segment(&mut known, last)?;
             let mut log = self.new_log(identity, segment, last);

@@ -357,7 +357,7 @@ impl<M: Media> Store<M> {
             _ => class.floor() + slots + self.checkpoint_slots(),
         };
         // After a failure of the medium, what is not flushed is written again elsewhere.
-        let again = self.log.retained_blocks.div_ceil(room / 2) as usize;
+        let again = self.log.retained_blocks.div_ceil(room * 3 / 4) as usize;
         if class == Class::Data && self.segments.free_slots() < needed + again {
             self.flush_wanted = true;
             if self.segments.free_slots() >= needed {

@@ -361,6 +361,8 @@ impl<M: Media> Opening<M> {
         let epoch = log.identity.epoch;
         // A new area has to know how much of the log it may trust before it belongs to an epoch.
         log.staging.release(&self.memory, last.number);
+        // An epoch that was announced and never began is this area's own by now.
+        log.staging.begin(&self.memory, known.root.epoch);
         log.staging.announce(&self.memory, epoch);
         let cut = Cut { epoch, accepted: last, segment: first.0, slot: first.1 };
         if self.options.broken.contains(&Broken::NoEpochRecord) {

@@ -124,7 +124,8 @@ impl Start {
 }
 
 impl Ground<'_> {
-    /// Adopts the prefixes of a journal. `allowed` is what was replied to, and asked for, before it.
+    /// Adopts the prefixes of a journal. `allowed` is what was replied to, and asked for, before
+    /// it.
     fn cut<S: Subject>(
         &mut self,
         mut start: Start,

@@ -1,7 +1,7 @@
 //! Whether a pool as it was found is the state after one number.
 //!
-//! Found by counting: each block that was read fits some intervals of numbers, and so does each disk;
-//! the pool is right if some number lies in an interval of every one.
+//! Found by counting: each block that was read fits some intervals of numbers, and so does each
+//! disk; the pool is right if some number lies in an interval of every one.
 
 use crate::model::{Model, Value, Violation};
 use crate::stamp::Seen;

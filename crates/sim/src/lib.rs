@@ -1,7 +1,7 @@
 //! Simulator, crash replayer and workloads.
 //!
-//! A seed is a pool of some MiB on a simulated device, guests that use it, and crashes of every kind;
-//! the same seed runs the same way on every machine. Reading order: `device`, `stamp` and
+//! A seed is a pool of some MiB on a simulated device, guests that use it, and crashes of every
+//! kind; the same seed runs the same way on every machine. Reading order: `device`, `stamp` and
 //! `model` (the oracle), `subject` (what is tested), `run` (one seed).
 
 mod act;

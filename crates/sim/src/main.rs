@@ -1,7 +1,7 @@
 //! `bowline-sim`: runs seeds of the simulator and says what came of them.
 //!
-//! Around the simulator there is a clock, two threads and a terminal; inside a seed there is none of
-//! them, so the core's bans are lifted here and nowhere else.
+//! Around the simulator there is a clock, two threads and a terminal; inside a seed there is none
+//! of them, so the core's bans are lifted here and nowhere else.
 #![expect(clippy::disallowed_methods, reason = "threads, arguments and a clock around the seeds")]
 #![expect(clippy::disallowed_types, reason = "a clock around the seeds")]
 

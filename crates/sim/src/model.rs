@@ -4,8 +4,9 @@
 //! admission and are never used twice in a run. The promise:
 //! - A read sees a version that was current at some point between its call and its completion.
 //! - After a process crash everything that was replied to is there.
-//! - After a host crash the pool is what it was after *one* number n, for all blocks of all disks and
-//!   for the catalogue alike, and n is at least what a flush (or the store's own word) has promised.
+//! - After a host crash the pool is what it was after *one* number n, for all blocks of all disks
+//!   and for the catalogue alike, and n is at least what a flush (or the store's own word) has
+//!   promised.
 //!
 //! A change of many blocks has one number, so atomicity of requests needs no rule of its own.
 
@@ -311,7 +312,8 @@ impl Model {
         }
     }
 
-    /// Calls `each` with the first and last number of every interval in which the block was as seen.
+    /// Calls `each` with the first and last number of every interval in which the block was as
+    /// seen.
     pub(crate) fn intervals(
         &self,
         disk: u32,

@@ -301,7 +301,8 @@ impl<S: Subject> Simulation<'_, S> {
         Ok(number)
     }
 
-    /// Reads all blocks of all disks, of huge ones those that were ever touched and their neighbours.
+    /// Reads all blocks of all disks, of huge ones those that were ever touched and their
+    /// neighbours.
     pub fn read_everything(&mut self) -> Step<Vec<(u32, u64)>> {
         self.judged.clear();
         self.judged_states.clear();
@@ -337,8 +338,8 @@ impl<S: Subject> Simulation<'_, S> {
         self.start_read(Waiting::Judge { disk, lba, blocks }, disk, lba, blocks)
     }
 
-    /// Damages the medium and sees that no wrong data comes of it: every block is right, or an error,
-    /// or the pool says that it is damaged and serves nothing that was never written.
+    /// Damages the medium and sees that no wrong data comes of it: every block is right, or an
+    /// error, or the pool says that it is damaged and serves nothing that was never written.
     pub fn damage(&mut self) -> Result<(), Violation> {
         *self.host.device.borrow_mut().faults() = Faults::default();
         // Long enough for an idle pool to say on the medium how much of it is durable.

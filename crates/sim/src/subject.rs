@@ -1,5 +1,5 @@
-//! What the simulator needs of a store, so that the same runs judge the real one and small ones made
-//! to be wrong.
+//! What the simulator needs of a store, so that the same runs judge the real one and small ones
+//! made to be wrong.
 
 use std::cell::RefCell;
 use std::rc::Rc;

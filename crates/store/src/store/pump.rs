@@ -1,0 +1,260 @@
+//! Batches and flushes on their way to the medium, and who waits for them.
+//!
+//! Invariants:
+//! - One flush is in flight at a time: of two, one could fail and the other seem to succeed.
+//! - A request for a flush succeeds only when everything admitted before it had completed, and a
+//!   flush of the medium that was submitted after that has succeeded.
+//! - A write that failed twice, or a flush that failed once, stops the log until what the arena
+//!   holds has been written elsewhere.
+
+use super::write::Class;
+use super::{Broken, Store};
+use crate::api::{Event, Refused, Ticket};
+use crate::io::Purpose;
+use crate::{BLOCK_BYTES, BatchNumber, Io, Media, MediumError, Micros};
+
+/// Batches in flight before the open one waits to fill up.
+const EAGER_BATCHES_MAX: usize = 4;
+/// Bytes in flight on the medium, at the least and at the most (rule D11).
+const IN_FLIGHT_BYTES_MIN: u64 = 512 << 10;
+const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
+/// How long what is in flight should take.
+const IN_FLIGHT_MICROS: u64 = 2_000;
+/// A pool that was written to and then left alone closes its log after this time, so that the last
+/// flush can be proven (rule D3).
+const IDLE_CLOSE_MICROS: u64 = 500_000;
+
+/// How fast the medium takes the log.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
+    window_at: Micros,
+    window_bytes: u64,
+    bytes_per_milli: u64,
+}
+
+impl<M: Media> Store<M> {
+    /// Asks that everything admitted so far be made durable; [`Event::Flushed`] answers.
+    pub fn flush(&mut self, ticket: Ticket) {
+        self.counters.flush_requests += 1;
+        if let Some(cause) = self.state.refuses_writes() {
+            let result = Err(Refused::Stopped(cause));
+            self.events.push_back(Event::Flushed { ticket, result });
+            return;
+        }
+        let target = self.log.last();
+        if target <= self.log.durable {
+            self.events.push_back(Event::Flushed { ticket, result: Ok(()) });
+            return;
+        }
+        self.waiters.push_back((target, ticket));
+    }
+
+    /// When [`Store::poll`] has something to do although nothing is under way: the last flush of a
+    /// pool that was left alone is to be proven.
+    pub fn wake_at(&self) -> Option<Micros> {
+        let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
+        let is_idle = unproven && self.log.open().is_none() && self.state.is_writing();
+        is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1))
+    }
+
+    /// The medium was flushed for another reason: that makes the log durable too.
+    pub(crate) fn log_is_durable(&mut self, covered: BatchNumber) {
+        self.heals_since_flush = 0;
+        self.log.flushed(covered);
+        self.room_made = true;
+        self.answer_waiters();
+    }
+
+    /// What is on the medium proves that everything up to `number` is durable.
+    pub(crate) fn proven_through(&mut self, number: BatchNumber) {
+        self.proven = self.proven.max(number);
+    }
+
+    pub(super) fn batch_done(&mut self, number: BatchNumber, result: Result<(), MediumError>) {
+        self.batches_in_flight -= 1;
+        let blocks = self.log.find(number).map_or(0, |batch| batch.blocks());
+        self.bytes_in_flight -= u64::from(blocks) * BLOCK_BYTES;
+        self.rate.window_bytes += u64::from(blocks) * BLOCK_BYTES;
+        match result {
+            Ok(()) => self.log.complete(number),
+            Err(MediumError::Died) => self.stop_writing("the process died"),
+            Err(_) if self.log.retry(number) => self.counters.write_retries += 1,
+            Err(error) => self.heal_later(&format!("a write of the log failed: {error}")),
+        }
+    }
+
+    /// Stops writing until what the arena holds has been written elsewhere (rule D12). A second
+    /// time without a good flush in between is one too many.
+    fn heal_later(&mut self, cause: &str) {
+        if self.heals_since_flush > 0 {
+            return self.stop_writing(cause);
+        }
+        self.heal_wanted = true;
+        self.state.stop(cause);
+    }
+
+    pub(super) fn flush_done(&mut self, result: Result<(), MediumError>) {
+        self.flush_came_back(&result);
+        if let Err(error) = result {
+            self.stop_writing(&format!("a flush of the medium failed: {error}"));
+        }
+    }
+
+    /// Submits a flush, unless one is in flight: of two at a time, one could fail and the other
+    /// seem to succeed. Who is refused gets the next turn. Every flush makes the log durable.
+    pub(crate) fn submit_flush(&mut self, purpose: Purpose) -> bool {
+        if self.flushing.is_some() {
+            self.flush_turn_wanted = purpose != Purpose::LogFlush;
+            return false;
+        }
+        if purpose == Purpose::LogFlush && self.flush_turn_wanted {
+            return false;
+        }
+        self.flush_turn_wanted = false;
+        self.flushing = Some(self.log.completed);
+        self.counters.media_flushes += 1;
+        self.in_flight.submit(&mut self.media, purpose, Io::Flush);
+        true
+    }
+
+    /// A flush has come back: the log is durable as far as it had completed.
+    pub(super) fn flush_came_back(&mut self, result: &Result<(), MediumError>) {
+        let covered = self.flushing.take().unwrap_or_default();
+        if result.is_ok() && self.state.is_writing() {
+            self.log_is_durable(covered);
+        }
+    }
+
+    /// Fails everybody who waits for a flush.
+    pub(crate) fn fail_waiters(&mut self, cause: &str) {
+        for (_, ticket) in std::mem::take(&mut self.waiters) {
+            let result = Err(Refused::Stopped(cause.to_owned()));
+            self.events.push_back(Event::Flushed { ticket, result });
+        }
+        self.room_made = true;
+    }
+
+    fn answer_waiters(&mut self) {
+        while let Some((target, ticket)) = self.waiters.front().copied() {
+            if target > self.log.durable {
+                break;
+            }
+            self.waiters.pop_front();
+            self.events.push_back(Event::Flushed { ticket, result: Ok(()) });
+        }
+    }
+
+    /// The medium failed: the pool writes no more. Reads go on, also of what is in the arena.
+    pub(crate) fn stop_writing(&mut self, cause: &str) {
+        self.state.stop(cause);
+        self.heal_wanted = false;
+        self.flush_turn_wanted = false;
+        self.give_up_checkpoint();
+        for slot in self.compaction.give_up() {
+            self.segments.close_slot(slot, self.checkpoints_begun);
+        }
+        self.fail_waiters(cause);
+    }
+
+    /// Writes closed batches, and closes the open one when it is time.
+    pub(super) fn pump_log(&mut self) -> bool {
+        if !self.state.is_writing() {
+            return false;
+        }
+        let mut moved = self.close_when_idle();
+        self.measure();
+        while self.bytes_in_flight < self.in_flight_limit() || self.batches_in_flight == 0 {
+            let Some((number, slot, block, from)) = self.log.submit_next() else {
+                let is_eager = self.batches_in_flight < EAGER_BATCHES_MAX
+                    || self.flush_wanted
+                    || !self.waiters.is_empty();
+                if self.log.open_is_empty() || !is_eager {
+                    break;
+                }
+                self.log.close_batch();
+                continue;
+            };
+            let bytes: u64 = from.iter().map(|part| u64::from(part.bytes)).sum();
+            self.batches_in_flight += 1;
+            self.bytes_in_flight +=
+                self.log.find(number).map_or(0, |b| u64::from(b.blocks())) * BLOCK_BYTES;
+            self.counters.batches += 1;
+            self.counters.log_bytes += bytes;
+            self.bytes_since_checkpoint += bytes;
+            let at = self.header.block_at(slot, block);
+            self.in_flight.submit(&mut self.media, Purpose::Batch(number), Io::Write { at, from });
+            bowline_arena::fail_point!("log.batch.submitted");
+            moved = true;
+        }
+        moved
+    }
+
+    fn in_flight_limit(&self) -> u64 {
+        let measured = self.rate.bytes_per_milli * IN_FLIGHT_MICROS / 1000;
+        let wanted = if self.rate.bytes_per_milli == 0 { 4 << 20 } else { measured };
+        wanted.clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX)
+    }
+
+    /// Learns the rate of the medium from windows in which it was never idle.
+    fn measure(&mut self) {
+        let passed = self.now.0.saturating_sub(self.rate.window_at.0);
+        if self.batches_in_flight == 0 || passed > 100_000 {
+            self.rate.window_at = self.now;
+            self.rate.window_bytes = 0;
+        } else if passed >= 4_000 {
+            let seen = self.rate.window_bytes * 1000 / passed;
+            let old = self.rate.bytes_per_milli;
+            self.rate.bytes_per_milli = if old == 0 { seen } else { (old * 7 + seen) / 8 };
+            self.rate.window_at = self.now;
+            self.rate.window_bytes = 0;
+        }
+    }
+
+    /// After a flush and some quiet, an empty batch says that what came before it is durable.
+    fn close_when_idle(&mut self) -> bool {
+        let quiet = self.now.0.saturating_sub(self.last_write_at.0) > IDLE_CLOSE_MICROS;
+        let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
+        if !quiet || !unproven || self.log.open().is_some() {
+            return false;
+        }
+        if !self.log.has_room() {
+            if self.segments.free_slots() <= Class::Data.floor() {
+                return false;
+            }
+            self.roll(self.log.last());
+        }
+        self.log.open_batch();
+        self.log.close_batch();
+        self.proven = self.log.last();
+        true
+    }
+
+    /// Flushes the medium when somebody waits for it, or the arena fills up.
+    pub(super) fn pump_flush(&mut self) -> bool {
+        if !self.state.is_writing() || self.flushing.is_some() {
+            return false;
+        }
+        if self.log.completed <= self.log.durable {
+            return false;
+        }
+        let completed = self.log.completed;
+        let is_waited_for = self.waiters.front().is_some_and(|(target, _)| *target <= completed);
+        let pages = self.log.pages.borrow();
+        let is_filling = pages.free() < pages.count() / 2 || !self.log.has_descriptors(256);
+        drop(pages);
+        if !is_waited_for && !is_filling && !self.room_wanted && !self.flush_wanted {
+            return false;
+        }
+        if self.options.broken.contains(&Broken::FlushLies) {
+            self.log.flushed(completed);
+            self.answer_waiters();
+            return true;
+        }
+        self.flushing = Some(completed);
+        self.flush_wanted = false;
+        self.counters.media_flushes += 1;
+        self.in_flight.submit(&mut self.media, Purpose::LogFlush, Io::Flush);
+        bowline_arena::fail_point!("log.flush.submitted");
+        true
+    }
+}

@@ -1,0 +1,334 @@
+//! The way of a write into the pool: what lets it in, and how it gets its place in the log.
+//!
+//! Invariants:
+//! - A write is admitted whole or refused; once admitted, nothing can keep it from its place in
+//!   the order: pages, descriptors, changes of the map and slots were made sure of before.
+//! - Data leaves free slots to ranges, and both leave some to records: what gives space back is
+//!   refused last.
+
+use std::collections::VecDeque;
+
+use bowline_arena::{PAGE_BYTES, Span};
+
+use super::{Store, apply, apply_record};
+use crate::api::{Payload, Refused};
+use crate::format::{EntryKind, LogEntry, Record, SegmentKind};
+use crate::log::{Blocks, Gather, Log};
+use crate::map::SMALL_RANGE_BLOCKS;
+use crate::{BLOCK_BYTES, BatchNumber, DiskId, Lba, LineageId, Media, SegmentId, Seq};
+
+/// Slots no live data may take: two of the log, one each of map, blob and images, and what must be
+/// free for a write to be admitted.
+const SLOTS_KEPT_MIN: u64 = 14;
+
+impl<M: Media> Store<M> {
+    /// Writes whole blocks. `Ok` means admitted: the bytes lie in the arena, have their place in
+    /// the order, and the write may be acknowledged. An owned payload is taken only then.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// If the disk does not exist or the payload is not made of whole blocks.
+    pub fn write(
+        &mut self,
+        disk: DiskId,
+        lba: Lba,
+        payload: &mut Payload<'_>,
+    ) -> Result<Seq, Refused> {
+        let lineage = self.lineage_of(disk);
+        let bytes: usize = match payload {
+            Payload::Copied(slices) => slices.iter().map(|slice| slice.len()).sum(),
+            Payload::Owned(spans) => spans.iter().map(|span| span.bytes() as usize).sum(),
+        };
+        assert!(bytes > 0 && bytes.is_multiple_of(PAGE_BYTES as usize), "whole blocks");
+        let blocks = (bytes as u64 / BLOCK_BYTES) as u32;
+        let copied = if matches!(payload, Payload::Copied(_)) { blocks } else { 0 };
+        self.admit(Class::Data, blocks, copied, blocks as usize)?;
+        let mut source = match payload {
+            Payload::Copied(slices) => Source::Copied(Gather::new(slices)),
+            Payload::Owned(spans) => Source::Owned(std::mem::take(spans).into()),
+        };
+        let seq = self.next_seq();
+        self.put(EntryKind::Write, lineage, lba, u64::from(blocks), seq, &mut source);
+        self.counters.written_bytes += bytes as u64;
+        Ok(seq)
+    }
+
+    /// Makes a range read as zeros and keep its reservation.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// If the disk does not exist or the range is empty.
+    pub fn zero(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
+        self.put_range(EntryKind::Zero, disk, lba, blocks)
+    }
+
+    /// Makes a range read as zeros and gives its space back.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// If the disk does not exist or the range is empty.
+    pub fn discard(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
+        self.put_range(EntryKind::Discard, disk, lba, blocks)
+    }
+
+    fn put_range(
+        &mut self,
+        kind: EntryKind,
+        disk: DiskId,
+        lba: Lba,
+        blocks: u64,
+    ) -> Result<Seq, Refused> {
+        assert!(blocks > 0, "an empty range");
+        let lineage = self.lineage_of(disk);
+        self.admit(Class::Range, 0, 0, blocks.min(SMALL_RANGE_BLOCKS) as usize)?;
+        let seq = self.next_seq();
+        self.put(kind, lineage, lba, blocks, seq, &mut Source::Nothing);
+        Ok(seq)
+    }
+
+    /// Puts a record into the log and applies it.
+    pub(crate) fn put_record(&mut self, record: &Record) -> Result<Seq, Refused> {
+        self.admit(Class::Record, 1, 1, 0)?;
+        let mut block = record.encode();
+        assert!(block.len() <= BLOCK_BYTES as usize, "a record fits a block");
+        block.resize(BLOCK_BYTES as usize, 0);
+        let seq = self.next_seq();
+        let slices = [&block[..]];
+        let mut source = Source::Copied(Gather::new(&slices));
+        self.put(EntryKind::Record, LineageId(0), Lba(0), 1, seq, &mut source);
+        apply_record(&mut self.catalogue, &mut self.map, record);
+        Ok(seq)
+    }
+
+    fn next_seq(&mut self) -> Seq {
+        self.seq = Seq(self.seq.0 + 1);
+        self.seq
+    }
+
+    pub(crate) fn lineage_of(&self, disk: DiskId) -> LineageId {
+        let known = self.catalogue.disks.get(&disk);
+        known
+            .unwrap_or_else(|| panic!("disk {disk} does not exist: the caller looked it up"))
+            .lineage
+    }
+
+    /// Makes sure that nothing can stop a request of `blocks` data blocks half-way.
+    fn admit(
+        &mut self,
+        class: Class,
+        blocks: u32,
+        copied: u32,
+        changes: usize,
+    ) -> Result<(), Refused> {
+        if let Some(cause) = self.state.refuses_writes() {
+            return Err(Refused::Stopped(cause));
+        }
+        if !self.map.active.has_room(changes) {
+            self.checkpoint_wanted = true;
+            return self.busy();
+        }
+        let pages = copied + Log::overhead_pages(blocks);
+        let batches = u64::from(blocks / 32 + 2);
+        // An eighth of the pages stays for reads: they go on whatever stops the log.
+        let kept = self.log.pages.borrow().count() / 8;
+        if self.log.pages.borrow().free() < pages + kept || !self.log.has_descriptors(batches) {
+            return self.busy();
+        }
+        self.admit_space(class, blocks)
+    }
+
+    fn admit_space(&mut self, class: Class, blocks: u32) -> Result<(), Refused> {
+        let room = u64::from(self.segments.slot_blocks() - 2);
+        // Data, a head for each batch of it, and what is lost at the end of segments.
+        let need = u64::from(blocks) + u64::from(blocks) / 16 + 2;
+        let left = u64::from(self.log.blocks_unused());
+        let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
+        let needed = match class {
+            Class::Record => slots + 1,
+            _ => class.floor() + slots + self.checkpoint_slots(),
+        };
+        let free = self.segments.free_slots();
+        // After a failure of the medium, what is not flushed is written again elsewhere.
+        let again = self.log.retained_blocks.div_ceil(room * 3 / 4) as usize;
+        if class == Class::Data && free < needed + again {
+            self.flush_wanted = true;
+            if free >= needed {
+                return self.busy();
+            }
+        }
+        if free < needed {
+            self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
+            if class == Class::Data && again == 0 && !self.can_make_space() {
+                return Err(Refused::NoSpace);
+            }
+            return self.busy();
+        }
+        if class == Class::Data && self.live_blocks() + need > self.live_limit_blocks() {
+            if self.map.active.is_empty() && self.map.frozen.is_none() {
+                return Err(Refused::NoSpace);
+            }
+            self.checkpoint_wanted = true;
+            return self.busy();
+        }
+        Ok(())
+    }
+
+    fn busy(&mut self) -> Result<(), Refused> {
+        self.room_wanted = true;
+        self.counters.busy += 1;
+        Err(Refused::Busy)
+    }
+
+    pub(crate) fn live_blocks(&self) -> u64 {
+        self.segments.live_blocks()
+    }
+
+    /// Most blocks that may be alive: the rest is for compaction to work with.
+    pub(crate) fn live_limit_blocks(&self) -> u64 {
+        let slots = u64::from(self.segments.slot_count());
+        let kept = (slots * 7 / 100).max(SLOTS_KEPT_MIN).min(slots);
+        let blocks = u64::from(self.segments.slot_blocks());
+        (slots - kept) * (blocks - 2 - blocks / 64)
+    }
+
+    /// Slots a checkpoint of what has changed so far may take.
+    fn checkpoint_slots(&self) -> usize {
+        let frozen = self.map.frozen.as_ref().map_or(0, |frozen| frozen.deltas.leaves());
+        let pages = self.map.active.deltas.leaves() + frozen + 4 * self.map.lineages.len();
+        pages / (self.segments.slot_blocks() as usize - 1) + 1
+    }
+
+    /// Whether compaction and checkpoints can still win slots.
+    fn can_make_space(&self) -> bool {
+        self.segments.pending_slots() > 0
+            || self.map.frozen.is_some()
+            || self.compaction.is_running()
+            || !self.compaction.is_exhausted()
+            || self.would_checkpoint_help()
+    }
+
+    /// Whether a checkpoint would show compaction dead blocks, or slots old enough to be emptied.
+    pub(crate) fn would_checkpoint_help(&self) -> bool {
+        !self.map.active.is_empty()
+            || (self.compaction.waits_for_age() && self.bytes_since_checkpoint > 0)
+    }
+
+    /// Puts an entry, and its data, into the log and the map; cut into several if need be.
+    fn put(
+        &mut self,
+        kind: EntryKind,
+        lineage: LineageId,
+        lba: Lba,
+        blocks: u64,
+        seq: Seq,
+        source: &mut Source<'_>,
+    ) {
+        self.last_write_at = self.now;
+        let mut done = 0;
+        while done < blocks {
+            let left = blocks - done;
+            let wanted = if kind.has_data() { left.min(1 << 20) as u32 } else { 0 };
+            let count = self.room_in_batch(wanted, source);
+            let piece = if kind.has_data() { u64::from(count) } else { left };
+            let entry = LogEntry {
+                lineage,
+                kind,
+                continues: piece < left,
+                lba: Lba(lba.0 + done),
+                blocks: piece,
+                seq,
+            };
+            let data = match source {
+                Source::Nothing => Blocks::Nothing,
+                Source::Copied(gather) => Blocks::Copied(gather),
+                Source::Owned(spans) => Blocks::Owned(take_blocks(spans, count)),
+            };
+            let (index, sums) = self.log.append(&entry, data);
+            let segment = self.log.segment.segment;
+            self.apply(&entry, segment, index, &sums);
+            done += piece;
+        }
+    }
+
+    /// How many blocks the open batch takes; opens another, and a segment for it, as needed.
+    fn room_in_batch(&mut self, wanted: u32, source: &Source<'_>) -> u32 {
+        let spans = if let Source::Owned(spans) = source { Some(spans) } else { None };
+        loop {
+            if let Some(count) = self.log.fits(wanted, spans) {
+                // A small request is not cut in two for the sake of a full batch.
+                if count == wanted || count >= 32 || self.log.open_is_empty() {
+                    return count;
+                }
+            }
+            self.log.close_batch();
+            if !self.log.has_room() {
+                self.roll(self.log.last());
+            }
+            self.log.open_batch();
+        }
+    }
+
+    /// Goes on in the successor's slot, as a new segment.
+    pub(crate) fn roll(&mut self, last: BatchNumber) {
+        let (old, slot) = (self.log.segment.slot, self.log.segment.successor);
+        let segment = self.segments.take_segment_id();
+        let successor = self.segments.take_slot(SegmentKind::Log);
+        let successor = successor.unwrap_or_else(|| panic!("no slot left for the log"));
+        self.segments.close_slot(old, self.checkpoints_begun);
+        self.segments.add_whole(segment, SegmentKind::Log, slot);
+        self.log.begin_segment(segment, slot, successor, last);
+        self.counters.segments += 1;
+    }
+
+    /// Brings the map up to an entry of the log.
+    pub(crate) fn apply(&mut self, entry: &LogEntry, segment: SegmentId, index: u32, sums: &[u32]) {
+        apply(&mut self.map, &mut self.segments, entry, segment, index, |at| {
+            sums.get(at as usize).copied().unwrap_or_default()
+        });
+    }
+}
+
+/// Whose floor of free slots a request must leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    Data,
+    Range,
+    Record,
+}
+
+impl Class {
+    pub(super) fn floor(self) -> usize {
+        match self {
+            Class::Data => 4,
+            Class::Range => 2,
+            Class::Record => 0,
+        }
+    }
+}
+
+/// Where the data of an entry comes from.
+enum Source<'a> {
+    Nothing,
+    Copied(Gather<'a>),
+    Owned(VecDeque<Span>),
+}
+
+/// The first `blocks` blocks of spans.
+fn take_blocks(spans: &mut VecDeque<Span>, blocks: u32) -> Vec<Span> {
+    let (mut taken, mut left) = (Vec::new(), blocks * PAGE_BYTES);
+    while left > 0 {
+        let Some(mut span) = spans.pop_front() else { break };
+        if span.bytes() > left {
+            spans.push_front(span.split_off(left));
+        }
+        left -= span.bytes();
+        taken.push(span);
+    }
+    taken
+}

@@ -70,10 +70,9 @@ fn a_torn_end_full_of_copies_is_still_an_end() {
     world.poll();
     let after = bytes.borrow().clone();
     drop(world);
-    let is_new_head = |at: &usize| {
-        after[*at..][..BLOCK] != before[*at..][..BLOCK] && after[at + 8..][..8] == *b"BOWLBTCH"
-    };
-    let head = (0..after.len()).step_by(BLOCK).find(is_new_head);
+    let differs = |at: usize| after[at..][..BLOCK] != before[at..][..BLOCK];
+    let begins_here = |at: &usize| (0..20).all(|block| differs(at + block * BLOCK));
+    let head = (0..after.len() - 20 * BLOCK).step_by(BLOCK).find(begins_here);
     let head = head.unwrap();
     let mut torn = after.clone();
     torn[head..head + BLOCK].copy_from_slice(&before[head..head + BLOCK]);

@@ -196,6 +196,12 @@ impl Target {
         if self.kind == TargetKind::Device {
             return Ok(());
         }
+        // Where every block is written already, there is nothing to win. Blocks that are merely
+        // allocated are holes in this sense.
+        let hole = rustix::fs::seek(&self.descriptor, rustix::fs::SeekFrom::Hole(at));
+        if hole.is_ok_and(|hole| hole >= at + bytes) {
+            return Ok(());
+        }
         let call = || format!("allocation of {bytes} bytes at {at}");
         match rustix::fs::fallocate(&self.descriptor, FallocateFlags::empty(), at, bytes) {
             Ok(()) | Err(rustix::io::Errno::NOTSUP) => {}

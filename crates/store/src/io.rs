@@ -20,6 +20,8 @@ pub(crate) enum Purpose {
     Superblock,
     /// A run of blocks of a stream.
     Run(SegmentKind, u32),
+    /// Space of a slot that the log will come to.
+    Prepare,
     /// I/O of compaction.
     Compaction(u32),
 }

@@ -19,6 +19,7 @@ mod lifecycle;
 mod log;
 mod map;
 mod media;
+mod prepare;
 mod read;
 mod recovery;
 mod repair;

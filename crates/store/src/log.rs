@@ -7,20 +7,23 @@
 //!   it and every batch before it are on the medium *and flushed* (rules D5, D12).
 //! - `durable` = a flush that was submitted after every batch up to it had completed has completed.
 
+mod fill;
+mod place;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bowline_arena::{Memory, PAGE_BYTES, Part, SharedPages, Span};
 
 use crate::format::{
-    BATCH_DATA_BLOCKS_MAX, BatchHead, ENTRY_AREA_BYTES, ENTRY_AREA_START, Entries, EntryKind,
-    LogEntry, Position, SegmentHeader, SegmentKind, block_checksum, entry_bytes, seal_batch,
+    BATCH_DATA_BLOCKS_MAX, BatchHead, ENTRY_AREA_BYTES, EntryKind, Position, SegmentHeader,
+    SegmentKind, entry_bytes, seal_batch,
 };
-use crate::staging::{Found, Progress, SPANS_MAX, Staging};
-use crate::{BLOCK_BYTES, BatchNumber, Epoch, PoolId, SegmentId, Seq, SlotId};
+use crate::staging::{Progress, SPANS_MAX, Staging};
+use crate::{BatchNumber, Epoch, PoolId, SegmentId, Seq, SlotId};
 
-/// Data pages a batch takes at a time for copied payloads.
-const CHUNK_PAGES: u32 = 16;
+use fill::CHUNK_PAGES;
+pub(crate) use fill::{Blocks, Gather};
 
 /// Where a batch is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,46 +122,6 @@ pub(crate) struct Log {
     pub adopted: u64,
     memory: Rc<Memory>,
     scratch: Vec<u8>,
-}
-
-/// Data blocks that go into a batch with an entry.
-pub(crate) enum Blocks<'b, 'a> {
-    /// None.
-    Nothing,
-    /// Bytes to be copied, taken from the front of the slices.
-    Copied(&'b mut Gather<'a>),
-    /// Pages that become part of the batch.
-    Owned(Vec<Span>),
-}
-
-/// Takes bytes from the front of several slices.
-#[derive(Debug)]
-pub(crate) struct Gather<'a> {
-    slices: &'a [&'a [u8]],
-    skip: usize,
-}
-
-impl<'a> Gather<'a> {
-    pub(crate) fn new(slices: &'a [&'a [u8]]) -> Gather<'a> {
-        Gather { slices, skip: 0 }
-    }
-
-    /// Hands the next `count` bytes over, piece by piece, each with its place among them.
-    fn take(&mut self, mut count: usize, mut each: impl FnMut(usize, &[u8])) {
-        let mut at = 0;
-        while count > 0 {
-            let slice = &self.slices[0][self.skip..];
-            let piece = &slice[..count.min(slice.len())];
-            each(at, piece);
-            at += piece.len();
-            count -= piece.len();
-            self.skip += piece.len();
-            if self.skip == self.slices[0].len() {
-                self.slices = &self.slices[1..];
-                self.skip = 0;
-            }
-        }
-    }
 }
 
 impl Batch {
@@ -312,114 +275,6 @@ impl Log {
         span
     }
 
-    /// Adds an entry with its data blocks to the open batch. Returns the segment index of its first
-    /// data block and their checksums.
-    ///
-    /// # Panics
-    /// If it does not fit ([`Log::fits`]).
-    pub(crate) fn append(&mut self, entry: &LogEntry, blocks: Blocks<'_, '_>) -> (u32, Vec<u32>) {
-        let memory = self.memory();
-        let count = if entry.kind.has_data() { entry.blocks as u32 } else { 0 };
-        let mut sums = Vec::with_capacity(count as usize);
-        let broken = self.staging.is_publish_broken();
-        let batch = self.batches.back().map(|batch| (batch.number, batch.progress, batch.block));
-        let (number, before, block) = batch.unwrap_or_else(|| panic!("no batch is open"));
-        if broken {
-            let progress = Progress { entries: before.entries + 1, ..before };
-            self.staging.publish(&memory, number, progress);
-        }
-        match blocks {
-            Blocks::Nothing => assert!(count == 0),
-            Blocks::Copied(gather) => self.copy_in(&memory, gather, count, &mut sums),
-            Blocks::Owned(spans) => self.take_over(&memory, spans, count, &mut sums),
-        }
-        let mut bytes = std::mem::take(&mut self.scratch);
-        entry.encode(&sums, &mut bytes);
-        let batch = self.batches.back_mut().unwrap_or_else(|| panic!("no batch is open"));
-        assert!(batch.entry_bytes + bytes.len() <= ENTRY_AREA_BYTES);
-        memory.write(&mut batch.head, (ENTRY_AREA_START + batch.entry_bytes) as u32, &bytes);
-        batch.entry_bytes += bytes.len();
-        batch.progress = Progress {
-            entries: before.entries + 1,
-            data_blocks: before.data_blocks + count as u16,
-            checksum: before.extend(&bytes),
-        };
-        batch.first_seq.get_or_insert(entry.seq);
-        let progress = batch.progress;
-        self.staging.publish(&memory, number, progress);
-        self.scratch = bytes;
-        (block + 1 + u32::from(before.data_blocks), sums)
-    }
-
-    fn copy_in(
-        &mut self,
-        memory: &Memory,
-        gather: &mut Gather<'_>,
-        count: u32,
-        sums: &mut Vec<u32>,
-    ) {
-        for left in (1..=count).rev() {
-            self.make_room(memory, left);
-            let salt = self.identity.salt;
-            let batch = self.batches.back_mut().unwrap_or_else(|| panic!("no batch is open"));
-            let span = batch.data.last_mut().unwrap_or_else(|| panic!("no room was made"));
-            let at = span.bytes() - batch.room_blocks * PAGE_BYTES;
-            gather.take(PAGE_BYTES as usize, |skip, piece| {
-                memory.write(span, at + skip as u32, piece);
-            });
-            let bytes = &memory.slice(span)[at as usize..(at + PAGE_BYTES) as usize];
-            sums.push(block_checksum(salt, bytes));
-            batch.room_blocks -= 1;
-        }
-    }
-
-    /// Makes sure there is a page for one more copied block, of `wanted` to come.
-    fn make_room(&mut self, memory: &Memory, wanted: u32) {
-        let batch = self.batches.back_mut().unwrap_or_else(|| panic!("no batch is open"));
-        if batch.room_blocks > 0 {
-            return;
-        }
-        let mut pages = self.pages.borrow_mut();
-        let run = CHUNK_PAGES.max(wanted.min(64));
-        let span = pages.take(run).or_else(|| pages.take(1));
-        let span = span.unwrap_or_else(|| panic!("no page left for the log"));
-        self.staging.span(memory, batch.number, batch.data.len(), span.part());
-        batch.room_blocks = span.bytes() / PAGE_BYTES;
-        batch.data.push(span);
-    }
-
-    fn take_over(&mut self, memory: &Memory, spans: Vec<Span>, count: u32, sums: &mut Vec<u32>) {
-        self.trim(memory);
-        let salt = self.identity.salt;
-        let batch = self.batches.back_mut().unwrap_or_else(|| panic!("no batch is open"));
-        let mut blocks = 0;
-        for span in spans {
-            for block in memory.slice(&span).chunks_exact(BLOCK_BYTES as usize) {
-                sums.push(block_checksum(salt, block));
-            }
-            blocks += span.bytes() / PAGE_BYTES;
-            self.staging.span(memory, batch.number, batch.data.len(), span.part());
-            batch.data.push(span);
-        }
-        assert_eq!(blocks, count, "an owned payload is as long as its entry says");
-    }
-
-    /// Gives the unused pages behind the last copied block back.
-    fn trim(&mut self, memory: &Memory) {
-        let batch = self.batches.back_mut().unwrap_or_else(|| panic!("no batch is open"));
-        if batch.room_blocks == 0 {
-            return;
-        }
-        let mut last = batch.data.pop().unwrap_or_else(|| panic!("room without a span"));
-        let rest = last.split_off(last.bytes() - batch.room_blocks * PAGE_BYTES);
-        batch.room_blocks = 0;
-        self.pages.borrow_mut().give(rest);
-        if last.bytes() > 0 {
-            self.staging.span(memory, batch.number, batch.data.len(), last.part());
-            batch.data.push(last);
-        }
-    }
-
     /// Closes the open batch, if there is one: it takes its place in the chain.
     pub(crate) fn close_batch(&mut self) {
         if self.open().is_none() {
@@ -563,138 +418,6 @@ impl Log {
             block -= blocks;
         }
         None
-    }
-
-    /// A batch a dead process left in the arena joins the log; it has no place on the medium yet.
-    ///
-    /// # Errors
-    /// If its bytes are not what its record says: the arena is damaged.
-    pub(crate) fn adopt(
-        &mut self,
-        found: &Found,
-        head: Span,
-        data: Vec<Span>,
-    ) -> Result<(), String> {
-        assert_eq!(found.number, self.next_number, "adopted batches follow one another");
-        let mut batch = Batch {
-            number: found.number,
-            stage: Stage::Completed,
-            segment: SegmentId(0),
-            slot: SlotId(0),
-            block: 0,
-            checksum: 0,
-            first_seq: None,
-            progress: found.progress,
-            head,
-            entry_bytes: 0,
-            data,
-            room_blocks: 0,
-            header: None,
-            is_retried: false,
-        };
-        let mut progress = Progress::default();
-        let mut is_sound = true;
-        let head = self.memory.slice(&batch.head);
-        for entry in Entries::new(head, u32::from(found.progress.entries)) {
-            batch.first_seq.get_or_insert(entry.entry.seq);
-            batch.entry_bytes += entry.bytes.len();
-            progress.checksum = progress.extend(entry.bytes);
-            progress.entries += 1;
-            let blocks = if entry.entry.kind.has_data() { entry.entry.blocks as u32 } else { 0 };
-            progress.data_blocks += blocks as u16;
-            is_sound &= (0..blocks).all(|at| {
-                self.block_of(&batch, entry.data_block + at).is_some_and(|bytes| {
-                    block_checksum(self.identity.salt, bytes) == entry.checksum(at)
-                })
-            });
-        }
-        if !is_sound || progress != found.progress {
-            let what = if is_sound { "its entries" } else { "its data" };
-            return Err(format!("batch {} in the arena does not verify: {what}", found.number));
-        }
-        self.next_number = BatchNumber(found.number.0 + 1);
-        self.adopted += 1;
-        self.batches.push_back(batch);
-        Ok(())
-    }
-
-    /// Everything adopted is on the medium and flushed.
-    pub(crate) fn settled(&mut self) {
-        self.batches.iter_mut().for_each(|batch| batch.stage = Stage::Completed);
-        self.completed = self.last();
-        self.flushed(self.last());
-        let memory = self.memory();
-        self.staging.release(&memory, self.durable);
-    }
-
-    /// Gives batch `at` a place behind the last one placed, in the current segment, and closes it
-    /// anew. Its entries and data stay as they are.
-    ///
-    /// # Panics
-    /// If the segment has no room for it.
-    pub(crate) fn place(&mut self, at: usize) {
-        assert!(self.batches[at].blocks() <= self.blocks_left());
-        let memory = self.memory();
-        let header = self.segment.is_fresh.then(|| self.segment_header(&memory));
-        self.segment.is_fresh = false;
-        let batch = &mut self.batches[at];
-        batch.segment = self.segment.segment;
-        batch.slot = self.segment.slot;
-        batch.block = self.segment.next_block;
-        batch.is_retried = false;
-        if let Some(old) = std::mem::replace(&mut batch.header, header) {
-            self.pages.borrow_mut().give(old);
-        }
-        self.seal(&memory, at);
-    }
-
-    /// Where the batch with a number ends, if it is not released.
-    pub(crate) fn position_behind(&self, number: BatchNumber) -> Option<Position> {
-        let batch = self.find(number)?;
-        Some(Position {
-            segment: batch.segment,
-            slot: batch.slot,
-            block: batch.block + batch.blocks(),
-            number,
-            checksum: batch.checksum,
-        })
-    }
-
-    /// The checksum of a batch that is not released, or of the last one that is.
-    pub(crate) fn checksum_of(&self, number: BatchNumber) -> u64 {
-        self.find(number).map_or(self.released_checksum, |batch| batch.checksum)
-    }
-
-    /// The chain goes on behind a batch that is on the medium: everything later gets a new place.
-    pub(crate) fn rewind(&mut self, last: BatchNumber) {
-        self.previous = self.checksum_of(last);
-        self.completed = self.completed.min(last);
-    }
-
-    /// The entries of batch `at`.
-    pub(crate) fn entries_of(&self, at: usize) -> Entries<'_> {
-        let batch = &self.batches[at];
-        Entries::new(self.memory.slice(&batch.head), u32::from(batch.progress.entries))
-    }
-
-    /// Goes on in a new segment. The caller has opened its slot and that of its successor, and says
-    /// which batch comes before it.
-    pub(crate) fn begin_segment(
-        &mut self,
-        segment: SegmentId,
-        slot: SlotId,
-        successor: SlotId,
-        last: BatchNumber,
-    ) {
-        assert!(self.open().is_none());
-        self.segment = OpenSegment {
-            segment,
-            slot,
-            successor,
-            next_block: 1,
-            is_fresh: true,
-            before: (self.segment.segment, last, self.previous),
-        };
     }
 
     /// Pages a payload of `blocks` blocks may need beyond itself: heads of batches, headers of

@@ -43,8 +43,9 @@ pub enum Io {
         /// Number of bytes.
         bytes: u64,
     },
-    /// Makes sure that writes to a range cannot fail for want of space. What was there is lost; a
-    /// file has zeros written over it, which makes flushes of later writes to it cheaper.
+    /// Makes sure that writes to a range cannot fail for want of space. What was there may be lost;
+    /// where a file has no written blocks yet, it has zeros written, which makes flushes of later
+    /// writes cheaper.
     Allocate {
         /// Byte offset on the medium.
         at: u64,

@@ -85,7 +85,8 @@ impl Reads {
 }
 
 impl<M: Media> Store<M> {
-    /// Reads whole blocks into a span; [`Event::Read`] gives it back. Blocks nobody wrote are zeros.
+    /// Reads whole blocks into a span; [`Event::Read`] gives it back. Blocks nobody wrote are
+    /// zeros.
     ///
     /// # Panics
     /// If the disk does not exist or the span is not a whole number of blocks.

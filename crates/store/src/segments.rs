@@ -195,6 +195,11 @@ impl Segments {
         Some(slot)
     }
 
+    /// An open slot that nothing was written to for.
+    pub(crate) fn give_back(&mut self, slot: SlotId) {
+        self.set_state(slot, SlotState::Free);
+    }
+
     /// A slot that was written to before the pool was opened.
     pub(crate) fn use_slot(&mut self, slot: SlotId, kind: SegmentKind) {
         self.set_state(slot, SlotState::Used(kind));

@@ -23,6 +23,7 @@ use crate::format::{PoolHeader, Superblock};
 use crate::io::{InFlight, Purpose};
 use crate::log::Log;
 use crate::map::Map;
+use crate::prepare::Prepared;
 use crate::read::Reads;
 use crate::segments::Segments;
 use crate::status::{Counters, PoolState};
@@ -147,6 +148,7 @@ pub struct Store<M> {
     last_write_at: Micros,
     /// The last batch whose durability some later header or checkpoint proves.
     proven: BatchNumber,
+    pub(crate) prepared: Prepared,
     /// A write of the log failed twice: what the arena holds is to be written elsewhere.
     pub(crate) heal_wanted: bool,
     pub(crate) heals_since_flush: u32,
@@ -211,6 +213,7 @@ impl<M: Media> Store<M> {
             rate: Rate::default(),
             last_write_at: Micros(0),
             proven,
+            prepared: Prepared::default(),
             heal_wanted: false,
             heals_since_flush: 0,
             given_up: None,
@@ -247,6 +250,7 @@ impl<M: Media> Store<M> {
         moved |= self.heal();
         moved |= self.pump_log();
         moved |= self.pump_flush();
+        self.prepare_slot();
         if self.state.is_writing() {
             moved |= self.step_checkpoint();
             moved |= self.step_compaction();
@@ -284,6 +288,7 @@ impl<M: Media> Store<M> {
     pub(crate) fn completed(&mut self, completion: Completion) {
         match self.in_flight.take(completion.id) {
             Purpose::Batch(number) => self.batch_done(number, completion.result),
+            Purpose::Prepare => self.slot_prepared(completion.result),
             Purpose::LogFlush => self.flush_done(completion.result),
             Purpose::Read(at) => self.read_done(at, completion.result),
             Purpose::Page(number) => self.page_done(number, completion.result),

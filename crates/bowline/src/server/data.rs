@@ -30,12 +30,16 @@ use super::open::{Opened, ServerStore};
 use super::poll_sockets::PollSockets;
 use super::ring_sockets::RingSockets;
 use super::sockets::{Closed, Happening, Sockets};
-use super::tuning::Tuning;
+use super::spin::Spin;
 use crate::control::api::{Condition, Problem};
 
 /// First byte of the tickets of sessions, and of our own.
 const SESSIONS: u8 = 1;
 const OURS: u8 = 2;
+/// Bytes of pages for the rings of sessions, and for requests up to 1 MiB: as many as keep a medium
+/// busy with a deep queue of long reads.
+const BUFFER_BYTES: u64 = 3 << 20;
+const SMALL_BYTES: u64 = 8 << 20;
 /// Most things that came back taken in one turn.
 const HAPPENINGS_MAX: usize = 256;
 /// Most times the disks are moved in one turn.
@@ -43,7 +47,7 @@ const ROUNDS_MAX: usize = 4;
 /// Most connections accepted in one turn from one listener.
 const ACCEPTS_MAX: usize = 16;
 /// How often a busy store is looked after, whatever happens.
-const TICK_US: u64 = 250_000;
+const TICK_US: u64 = 50_000;
 /// How long clients have to take their last replies.
 const PARTING_US: u64 = 5_000_000;
 
@@ -94,7 +98,7 @@ pub struct Data {
     open: Vec<Option<Connection>>,
     clock: Clock,
     now: Micros,
-    tuning: Tuning,
+    spin: Spin,
     stopping: Option<Stopping>,
     ring: Option<Rc<RefCell<Ring>>>,
     arena: ArenaFile,
@@ -116,7 +120,13 @@ impl Data {
                     .map_err(|error| super::pool::failed(&config.pool, "serve", error))?,
             ),
         };
-        let options = Options { ticket_class: SESSIONS, ..Options::default() };
+        let options = Options {
+            ticket_class: SESSIONS,
+            buffer_bytes_max: BUFFER_BYTES,
+            small_bytes_max: SMALL_BYTES,
+            reply_bytes_max: SMALL_BYTES,
+            ..Options::default()
+        };
         let mut data = Data {
             config,
             header,
@@ -135,7 +145,7 @@ impl Data {
             open: Vec::new(),
             now: opened.clock.now(),
             clock: opened.clock,
-            tuning: opened.tuning,
+            spin: Spin::new(opened.tuning.spin),
             stopping: None,
             ring,
             arena: opened.arena,
@@ -164,7 +174,7 @@ impl Data {
             self.turns.count += 1;
             self.turns.longest_us = self.turns.longest_us.max(longest_us);
             let timeout = if is_moving { Some(Duration::ZERO) } else { self.timeout() };
-            let spin = if was_active { self.tuning.spin } else { Duration::ZERO };
+            let spin = if was_active { self.spin.now(self.now) } else { Duration::ZERO };
             if let Err(error) = self.sockets.wait(timeout, spin) {
                 return Err(super::pool::failed(&self.config.pool, "go on with", error));
             }

@@ -177,7 +177,8 @@ mod tests {
         let first = Listener::bind(&address).unwrap();
         let error = Listener::bind(&address).err().unwrap();
         assert!(error.next.is_some(), "{error:?}");
-        assert!(first.accept().unwrap().is_none());
+        // Those that only asked whether anybody answers.
+        while first.accept().unwrap().is_some() {}
         let _client = UnixStream::connect(&path).unwrap();
         assert!(first.accept().unwrap().is_some());
         drop(first);

@@ -14,6 +14,7 @@ mod poll_sockets;
 pub mod pool;
 mod ring_sockets;
 mod sockets;
+mod spin;
 mod status;
 mod tuning;
 

@@ -141,7 +141,7 @@ fn opened(
     options.ring = ring.clone().map(|ring| (ring, MEDIUM));
     options.filters = filters;
     options.staging = Some(staging.part());
-    options.spin = tuning.spin;
+    options.flush = tuning.flush;
     let clock = options.clock.clone();
     let medium = bowline_media::open(&config.pool, options);
     let medium = medium.map_err(|error| pool::failed(&config.pool, "open", error))?;

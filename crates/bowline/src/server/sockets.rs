@@ -1,7 +1,7 @@
 //! Carrying out what sessions want of their sockets: by the ring, or by plain calls without one.
 //!
-//! The loop hands over [`Action`]s and is given [`Happening`]s; it does not know which of the two it
-//! is. Nothing here waits but [`Sockets::wait`].
+//! The loop hands over [`Action`]s and is given [`Happening`]s; it does not know which of the two
+//! it is. Nothing here waits but [`Sockets::wait`].
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -1,9 +1,12 @@
 //! What experts and tests set by the environment.
 //!
 //! - `BOWLINE_SPIN_US`: how long the data thread looks for more to do before it sleeps; 50.
+//! - `BOWLINE_FLUSH_PLACE`: `data` or `thread`; otherwise where flushes run is measured.
 //! - `BOWLINE_WITHOUT_IO_URING=1`: goes on as if the kernel had refused a ring.
 
 use std::time::Duration;
+
+use bowline_media::FlushPlace;
 
 use crate::control::api::{Kind, Problem};
 
@@ -16,6 +19,8 @@ const SPIN_US_MAX: u64 = 10_000;
 pub struct Tuning {
     /// How long the data thread looks for more to do before it sleeps.
     pub spin: Duration,
+    /// Where flushes run.
+    pub flush: FlushPlace,
     /// Whether to do without a ring.
     pub without_ring: bool,
 }
@@ -38,7 +43,12 @@ impl Tuning {
             })?,
         };
         let without_ring = setting("BOWLINE_WITHOUT_IO_URING").is_some_and(|text| text != "0");
-        Ok(Tuning { spin: Duration::from_micros(spin_us), without_ring })
+        let flush = match setting("BOWLINE_FLUSH_PLACE").as_deref() {
+            Some("data") => FlushPlace::DataThread,
+            Some("thread") => FlushPlace::Flusher,
+            _ => FlushPlace::Auto,
+        };
+        Ok(Tuning { spin: Duration::from_micros(spin_us), flush, without_ring })
     }
 }
 

@@ -10,7 +10,8 @@ use crate::segments::Piece;
 use crate::tables::{Directory, Entry, LiveBits};
 use crate::{Disk, LineageId, SegmentId, SlotId};
 
-/// Levels of pages a map can have: enough for any disk, and no more than a block number has room for.
+/// Levels of pages a map can have: enough for any disk, and no more than a block number has room
+/// for.
 const HEIGHT_MAX: u8 = 7;
 
 /// A lineage: whose map it is.

@@ -45,7 +45,8 @@ pub fn create<M: Media>(
         || !slot_bytes.is_multiple_of(BLOCK_BYTES)
     {
         return Err(StoreError::Invalid(format!(
-            "{slot_bytes} bytes cannot be the size of a slot: use {SLOT_BYTES_MIN} to {SLOT_BYTES_MAX}"
+            "{slot_bytes} bytes cannot be the size of a slot: use {SLOT_BYTES_MIN} to \
+             {SLOT_BYTES_MAX}"
         )));
     }
     let header = PoolHeader {

@@ -278,11 +278,13 @@ impl<M: Media> Store<M> {
     pub(crate) fn roll(&mut self, last: BatchNumber) {
         let (old, slot) = (self.log.segment.slot, self.log.segment.successor);
         let segment = self.segments.take_segment_id();
-        let successor = self.segments.take_slot(SegmentKind::Log);
+        let prepared = self.take_prepared();
+        let successor = prepared.or_else(|| self.segments.take_slot(SegmentKind::Log));
         let successor = successor.unwrap_or_else(|| panic!("no slot left for the log"));
         self.segments.close_slot(old, self.checkpoints_begun);
         self.segments.add_whole(segment, SegmentKind::Log, slot);
         self.log.begin_segment(segment, slot, successor, last);
+        self.count_flushes_anew();
         self.counters.segments += 1;
     }
 

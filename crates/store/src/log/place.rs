@@ -1,0 +1,148 @@
+//! Batches that get another place: those a dead process left in the arena, and those the medium
+//! failed to take.
+//!
+//! Invariants:
+//! - A batch keeps its number, its entries and its data; only its place, and with it its head,
+//!   are made anew.
+//! - Places follow one another as the numbers do, so that the chain holds.
+
+use bowline_arena::Span;
+
+use super::{Batch, Log, OpenSegment, Stage};
+use crate::format::{Entries, Position, block_checksum};
+use crate::staging::{Found, Progress};
+use crate::{BatchNumber, SegmentId, SlotId};
+
+impl Log {
+    /// A batch a dead process left in the arena joins the log; it has no place on the medium yet.
+    ///
+    /// # Errors
+    /// If its bytes are not what its record says: the arena is damaged.
+    pub(crate) fn adopt(
+        &mut self,
+        found: &Found,
+        head: Span,
+        data: Vec<Span>,
+    ) -> Result<(), String> {
+        assert_eq!(found.number, self.next_number, "adopted batches follow one another");
+        let mut batch = Batch {
+            number: found.number,
+            stage: Stage::Completed,
+            segment: SegmentId(0),
+            slot: SlotId(0),
+            block: 0,
+            checksum: 0,
+            first_seq: None,
+            progress: found.progress,
+            head,
+            entry_bytes: 0,
+            data,
+            room_blocks: 0,
+            header: None,
+            is_retried: false,
+        };
+        let mut progress = Progress::default();
+        let mut is_sound = true;
+        let head = self.memory.slice(&batch.head);
+        for entry in Entries::new(head, u32::from(found.progress.entries)) {
+            batch.first_seq.get_or_insert(entry.entry.seq);
+            batch.entry_bytes += entry.bytes.len();
+            progress.checksum = progress.extend(entry.bytes);
+            progress.entries += 1;
+            let blocks = if entry.entry.kind.has_data() { entry.entry.blocks as u32 } else { 0 };
+            progress.data_blocks += blocks as u16;
+            is_sound &= (0..blocks).all(|at| {
+                self.block_of(&batch, entry.data_block + at).is_some_and(|bytes| {
+                    block_checksum(self.identity.salt, bytes) == entry.checksum(at)
+                })
+            });
+        }
+        if !is_sound || progress != found.progress {
+            let what = if is_sound { "its entries" } else { "its data" };
+            return Err(format!("batch {} in the arena does not verify: {what}", found.number));
+        }
+        self.next_number = BatchNumber(found.number.0 + 1);
+        self.adopted += 1;
+        self.batches.push_back(batch);
+        Ok(())
+    }
+
+    /// Everything adopted is on the medium and flushed.
+    pub(crate) fn settled(&mut self) {
+        self.batches.iter_mut().for_each(|batch| batch.stage = Stage::Completed);
+        self.completed = self.last();
+        self.flushed(self.last());
+        let memory = self.memory();
+        self.staging.release(&memory, self.durable);
+    }
+
+    /// Gives batch `at` a place behind the last one placed, in the current segment, and closes it
+    /// anew. Its entries and data stay as they are.
+    ///
+    /// # Panics
+    /// If the segment has no room for it.
+    pub(crate) fn place(&mut self, at: usize) {
+        assert!(self.batches[at].blocks() <= self.blocks_left());
+        let memory = self.memory();
+        let header = self.segment.is_fresh.then(|| self.segment_header(&memory));
+        self.segment.is_fresh = false;
+        let batch = &mut self.batches[at];
+        batch.segment = self.segment.segment;
+        batch.slot = self.segment.slot;
+        batch.block = self.segment.next_block;
+        batch.is_retried = false;
+        if let Some(old) = std::mem::replace(&mut batch.header, header) {
+            self.pages.borrow_mut().give(old);
+        }
+        self.seal(&memory, at);
+    }
+
+    /// Where the batch with a number ends, if it is not released.
+    pub(crate) fn position_behind(&self, number: BatchNumber) -> Option<Position> {
+        let batch = self.find(number)?;
+        Some(Position {
+            segment: batch.segment,
+            slot: batch.slot,
+            block: batch.block + batch.blocks(),
+            number,
+            checksum: batch.checksum,
+        })
+    }
+
+    /// The checksum of a batch that is not released, or of the last one that is.
+    pub(crate) fn checksum_of(&self, number: BatchNumber) -> u64 {
+        self.find(number).map_or(self.released_checksum, |batch| batch.checksum)
+    }
+
+    /// The chain goes on behind a batch that is on the medium: everything later gets a new place.
+    pub(crate) fn rewind(&mut self, last: BatchNumber) {
+        self.previous = self.checksum_of(last);
+        self.completed = self.completed.min(last);
+    }
+
+    /// The entries of batch `at`.
+    pub(crate) fn entries_of(&self, at: usize) -> Entries<'_> {
+        let batch = &self.batches[at];
+        Entries::new(self.memory.slice(&batch.head), u32::from(batch.progress.entries))
+    }
+
+    /// Goes on in a new segment. The caller has opened its slot and that of its successor, and says
+    /// which batch comes before it.
+    pub(crate) fn begin_segment(
+        &mut self,
+        segment: SegmentId,
+        slot: SlotId,
+        successor: SlotId,
+        last: BatchNumber,
+    ) {
+        assert!(self.open().is_none());
+        self.segment = OpenSegment {
+            segment,
+            slot,
+            successor,
+            next_block: 1,
+            is_fresh: true,
+            before: (self.segment.segment, last, self.previous),
+        };
+    }
+}

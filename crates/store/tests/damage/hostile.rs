@@ -73,8 +73,12 @@ fn a_torn_end_full_of_copies_is_still_an_end() {
     }
     let after = bytes.borrow().clone();
     drop(world);
-    let head =
-        (0..after.len()).step_by(BLOCK).find(|at| after[*at..][..BLOCK] != before[*at..][..BLOCK]);
+    // The head lies before the first of its data.
+    let is_new = |at: &usize| {
+        let block = &after[*at..][..BLOCK];
+        *block == copies[0] && *block != before[*at..][..BLOCK]
+    };
+    let head = (0..after.len()).step_by(BLOCK).find(is_new).map(|data| data - BLOCK);
     let head = head.unwrap();
     let mut torn = after.clone();
     torn[head..head + BLOCK].copy_from_slice(&before[head..head + BLOCK]);

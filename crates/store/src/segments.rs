@@ -83,6 +83,8 @@ pub(crate) struct Segments {
     free_but_read: usize,
     /// Free slots that only the log may take: to go on in after a failure of the medium.
     kept_for_failures: usize,
+    /// A broken mode: slots are free as soon as they are empty.
+    pub reuses_at_once: bool,
 }
 
 impl Segments {
@@ -101,6 +103,7 @@ impl Segments {
             readers: BTreeMap::new(),
             free_but_read: 0,
             kept_for_failures: 1,
+            reuses_at_once: false,
         };
         segments.grow(slot_count);
         segments
@@ -279,7 +282,8 @@ impl Segments {
         let at = slot.0 as usize;
         let closed = matches!(self.slots[at], SlotState::Used(_));
         if closed && self.residents[at].is_empty() {
-            self.set_state(slot, SlotState::PendingFree(checkpoints_begun));
+            let pending = SlotState::PendingFree(checkpoints_begun);
+            self.set_state(slot, if self.reuses_at_once { SlotState::Free } else { pending });
         }
     }
 

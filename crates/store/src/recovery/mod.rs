@@ -198,6 +198,8 @@ impl<M: Media> Opening<M> {
         let mut known = load_blob(&mut medium, header, root, map)?;
         let flushed = self.staging.as_ref().map(|staging| staging.released(&self.memory));
         let mut walk = Walk::new(&known, flushed.filter(|_| is_ours));
+        known.segments.reuses_at_once =
+            self.options.broken.contains(&Broken::ReuseBeforeCheckpoint);
         walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
         let mut replay = Replay::new(known.root.seq);
         let damage = walk.run(&mut medium, &mut known, &mut replay)?;
@@ -336,10 +338,8 @@ impl<M: Media> Opening<M> {
     ) -> Result<Seq, StoreError> {
         let first = (log.segment.segment, log.segment.slot);
         let mut medium = Blocking::new(&mut self.media, &self.pages)?;
-        let skips_flush = self.options.broken.contains(&Broken::NoFlushAtRecovery);
-        if !skips_flush {
-            medium.flush()?;
-        }
+        medium.is_flush_skipped = self.options.broken.contains(&Broken::NoFlushAtRecovery);
+        medium.flush()?;
         if log.batches.is_empty() {
             // A recovery that was cut off may have put an arena's batches there that is gone now.
             // What this one does not accept must not come back in the next.
@@ -354,9 +354,7 @@ impl<M: Media> Opening<M> {
             medium.write_parts(known.header.block_at(slot, block), parts)?;
             replay.adopted(&mut medium, log, at, known)?;
         }
-        if !skips_flush {
-            medium.flush()?;
-        }
+        medium.flush()?;
         bowline_arena::fail_point!("recovery.flushed");
         let epoch = log.identity.epoch;
         // A new area has to know how much of the log it may trust before it belongs to an epoch.

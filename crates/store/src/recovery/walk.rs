@@ -227,6 +227,9 @@ impl Walk {
                 (end.segment, end.slot, end.block) = (cut.segment, cut.slot, 1);
                 continue;
             }
+            if self.is_chain_ignored {
+                self.skip_gap(medium, end)?;
+            }
             if let Some(candidate) = self.batch_at(medium, end)? {
                 let head = &candidate.head;
                 end.block = head.block + 1 + head.data_blocks;
@@ -236,6 +239,24 @@ impl Walk {
             let Some(next) = self.successor(medium, end)? else { return Ok(None) };
             (end.segment, end.slot, end.block) = (next.segment, next.slot, 1);
         }
+    }
+
+    /// A broken mode: goes on at the next batch of the segment, whatever is missing before it.
+    fn skip_gap<M: Media>(
+        &mut self,
+        medium: &mut Blocking<'_, M>,
+        end: &mut Position,
+    ) -> Result<(), StoreError> {
+        for block in end.block..self.header.slot_blocks() {
+            let salt = self.header.salt;
+            let found =
+                self.block(medium, end.slot, block)?.and_then(|block| read_batch(salt, block));
+            if found.is_some_and(|head| head.segment == end.segment && head.block == block) {
+                end.block = block;
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn batch_at<M: Media>(

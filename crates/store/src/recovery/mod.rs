@@ -35,7 +35,7 @@ use crate::segments::{Segments, SlotState};
 use crate::staging::{Found, Staging};
 use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
-use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, Seq, SlotId, StoreError};
+use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{choose_root, double_root, load_blob, read_header, read_root, read_roots};
@@ -64,6 +64,15 @@ pub(crate) struct Known {
     pub segments: Segments,
     pub catalogue: Catalogue,
     pub map: Map,
+}
+
+/// The log as it was read behind the last checkpoint.
+struct ReadLog {
+    replay: Replay,
+    /// Where what is accepted of it ends.
+    last: Position,
+    /// Why more of it should be there.
+    damage: Option<Damage>,
 }
 
 impl<M: Media> Store<M> {
@@ -187,73 +196,23 @@ impl<M: Media> Opening<M> {
     ) -> Result<Store<M>, StoreError> {
         // The longest runs first: what a dead process left may have broken the free pages up.
         let work = self.take_spans(1, WINDOW_BLOCKS)?;
-        let images = Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?);
-        let pages = Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?);
-        let blobs = Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?);
-        let page = self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?;
-        let streams = Streams::new(pages, blobs, images, page);
+        let streams = self.take_streams()?;
         let loads = self.take_spans(LOAD_PAGES, 1)?;
         let map = Map::new(header.salt, self.options.delta_bytes, self.options.map_frames, loads);
-        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
-        let mut known = load_blob(&mut medium, header, root, map)?;
-        let flushed = self.staging.as_ref().map(|staging| staging.released(&self.memory));
-        let mut walk = Walk::new(&known, flushed.filter(|_| is_ours));
-        known.segments.reuses_at_once =
-            self.options.broken.contains(&Broken::ReuseBeforeCheckpoint);
-        walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
-        let mut replay = Replay::new(known.root.seq);
-        let damage = walk.run(&mut medium, &mut known, &mut replay)?;
-        let mut counters = Counters { batches_replayed: replay.batches, ..Counters::default() };
-        let last = walk.position();
-        let mut seq = replay.seq;
-        let log_bytes = replay.bytes;
-        drop(medium);
-        let left = match left {
-            Ok(left) => left,
-            Err(damage) => {
-                self.state = PoolState::Damaged(damage);
-                Vec::new()
-            }
-        };
-        let is_accepted = self.options.accept_cut == Some(last.number);
-        if let Some(damage) = damage.filter(|_| !is_accepted) {
-            self.state = PoolState::Damaged(damage.to_string());
-        }
-        if let Some(damage) = cut_short(&self.media, &header, &known) {
-            self.state = PoolState::Damaged(damage);
-        }
-        let identity = Identity {
-            pool: header.pool,
-            salt: header.salt,
-            epoch: Epoch(known.root.epoch.0 + 1),
-            instance: self.options.instance,
-            slot_blocks: header.slot_blocks(),
-        };
+        let (mut known, mut read) = self.read_log(header, root, map, is_ours)?;
+        let left = self.judge(&known, &read, left);
+        let batches_replayed = read.replay.batches;
+        let mut counters = Counters { batches_replayed, ..Counters::default() };
+        let log_bytes = read.replay.bytes;
         let log = if self.state.is_writing() {
-            if known.root.epoch.0 > 0 {
-                let mut medium = Blocking::new(&mut self.media, &self.pages)?;
-                double_root(&mut medium, &header, &known.root)?;
-            }
-            keep_image_slots(&self.memory, &left, &mut known.segments);
-            let segment = self.first_segment(&mut known, last)?;
-            let mut log = self.new_log(identity, segment, last);
-            if !is_ours {
-                log.staging.format(&self.memory);
-            }
-            if let Err(damage) = self.adopt(&mut log, left, last.number) {
-                self.state = PoolState::Damaged(damage);
-            }
-            bowline_arena::fail_point!("recovery.adopted");
-            if self.state.is_writing() {
-                seq = self.settle(&mut log, &mut known, &mut replay, last, seq)?;
-                counters.batches_adopted = log.adopted;
-            }
-            log
+            self.begin_log(&mut known, &mut read, left, is_ours)?
         } else {
             // Nothing will be written: the place of the log is only a name.
-            let segment = OpenSegment::nowhere(last);
-            self.new_log(identity, segment, last)
+            self.new_log(&known, OpenSegment::nowhere(read.last), read.last)
         };
+        if self.state.is_writing() {
+            counters.batches_adopted = log.adopted;
+        }
         let Known { header, root, segments, catalogue, map } = known;
         let mut store = Store::start(Recovered {
             media: self.media,
@@ -268,7 +227,7 @@ impl<M: Media> Opening<M> {
             root,
             counters,
             state: self.state,
-            seq,
+            seq: read.replay.seq,
             log_bytes,
             streams,
             work,
@@ -279,11 +238,97 @@ impl<M: Media> Opening<M> {
         Ok(store)
     }
 
+    /// The buffers of the streams, longest first.
+    fn take_streams(&self) -> Result<Streams, StoreError> {
+        let images = Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?);
+        let pages = Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?);
+        let blobs = Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?);
+        let page = self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?;
+        Ok(Streams::new(pages, blobs, images, page))
+    }
+
+    /// Reads the last checkpoint, and the log behind it as far as it can be believed.
+    fn read_log(
+        &mut self,
+        header: PoolHeader,
+        root: Superblock,
+        map: Map,
+        is_ours: bool,
+    ) -> Result<(Known, ReadLog), StoreError> {
+        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+        let mut known = load_blob(&mut medium, header, root, map)?;
+        let flushed = self.staging.as_ref().map(|staging| staging.released(&self.memory));
+        let mut walk = Walk::new(&known, flushed.filter(|_| is_ours));
+        known.segments.reuses_at_once =
+            self.options.broken.contains(&Broken::ReuseBeforeCheckpoint);
+        walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
+        let mut replay = Replay::new(known.root.seq);
+        let damage = walk.run(&mut medium, &mut known, &mut replay)?;
+        Ok((known, ReadLog { replay, last: walk.position(), damage }))
+    }
+
+    /// Settles whether the pool may be written to. Returns what of the arena is to be believed.
+    fn judge(
+        &mut self,
+        known: &Known,
+        read: &ReadLog,
+        left: Result<Vec<Left>, String>,
+    ) -> Vec<Left> {
+        let left = left.unwrap_or_else(|damage| {
+            self.state = PoolState::Damaged(damage);
+            Vec::new()
+        });
+        let is_accepted = self.options.accept_cut == Some(read.last.number);
+        if let Some(damage) = read.damage.as_ref().filter(|_| !is_accepted) {
+            self.state = PoolState::Damaged(damage.to_string());
+        }
+        if let Some(damage) = cut_short(&self.media, &known.header, known) {
+            self.state = PoolState::Damaged(damage);
+        }
+        left
+    }
+
+    /// The log of the new epoch, with what the arena held at its beginning. The pool turns out to
+    /// be damaged if that does not follow the log.
+    fn begin_log(
+        &mut self,
+        known: &mut Known,
+        read: &mut ReadLog,
+        left: Vec<Left>,
+        is_ours: bool,
+    ) -> Result<Log, StoreError> {
+        if known.root.epoch.0 > 0 {
+            let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+            double_root(&mut medium, &known.header, &known.root)?;
+        }
+        keep_image_slots(&self.memory, &left, &mut known.segments);
+        let segment = self.first_segment(known, read.last)?;
+        let mut log = self.new_log(known, segment, read.last);
+        if !is_ours {
+            log.staging.format(&self.memory);
+        }
+        if let Err(damage) = self.adopt(&mut log, left, read.last.number) {
+            self.state = PoolState::Damaged(damage);
+        }
+        bowline_arena::fail_point!("recovery.adopted");
+        if self.state.is_writing() {
+            self.settle(&mut log, known, &mut read.replay, read.last)?;
+        }
+        Ok(log)
+    }
+
     fn take_spans(&self, count: u32, pages: u32) -> Result<Vec<Span>, StoreError> {
         (0..count).map(|_| self.pages.borrow_mut().take(pages).ok_or_else(no_memory)).collect()
     }
 
-    fn new_log(&mut self, identity: Identity, segment: OpenSegment, last: Position) -> Log {
+    fn new_log(&mut self, known: &Known, segment: OpenSegment, last: Position) -> Log {
+        let identity = Identity {
+            pool: known.header.pool,
+            salt: known.header.salt,
+            epoch: Epoch(known.root.epoch.0 + 1),
+            instance: self.options.instance,
+            slot_blocks: known.header.slot_blocks(),
+        };
         let staging = self.staging.take().unwrap_or_else(|| panic!("one log takes the area"));
         Log::new(identity, self.pages.clone(), staging, segment, last)
     }
@@ -334,8 +379,7 @@ impl<M: Media> Opening<M> {
         known: &mut Known,
         replay: &mut Replay,
         last: Position,
-        seq: Seq,
-    ) -> Result<Seq, StoreError> {
+    ) -> Result<(), StoreError> {
         let first = (log.segment.segment, log.segment.slot);
         let mut medium = Blocking::new(&mut self.media, &self.pages)?;
         medium.is_flush_skipped = self.options.broken.contains(&Broken::NoFlushAtRecovery);
@@ -372,7 +416,7 @@ impl<M: Media> Opening<M> {
         bowline_arena::fail_point!("recovery.epoch");
         log.settled();
         log.staging.begin(&self.memory, epoch);
-        Ok(seq.max(replay.seq))
+        Ok(())
     }
 }
 

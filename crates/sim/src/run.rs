@@ -116,7 +116,7 @@ pub fn run_seed<'a, S: Subject>(
     sink: Option<Sink<'a>>,
 ) -> Outcome {
     let mut random = Random::new(seed);
-    let slot_blocks = [16, 32, 32, 64][random.below(4) as usize];
+    let slot_blocks = [32, 32, 64][random.below(3) as usize];
     let slots = random.between(56, 110);
     let setup = S::setup(Setup {
         slot_blocks,

@@ -15,7 +15,7 @@ use crate::tables::{Directory, Entry, LiveBits};
 use crate::{SegmentId, SlotId};
 
 /// Free slots compaction leaves to checkpoints.
-const SLOTS_KEPT_FROM_IMAGES: usize = 2;
+const SLOTS_KEPT_FROM_IMAGES: usize = 1;
 
 /// What a slot is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use crate::{BLOCK_BYTES, BatchNumber, DiskId, Lba, LineageId, Media, SegmentId, 
 
 /// Slots no live data may take: two of the log, one each of map, blob and images, and what must be
 /// free for a write to be admitted.
-const SLOTS_KEPT_MIN: u64 = 14;
+const SLOTS_KEPT_MIN: u64 = 16;
 
 impl<M: Media> Store<M> {
     /// Writes whole blocks. `Ok` means admitted: the bytes lie in the arena, have their place in
@@ -307,8 +307,8 @@ pub(super) enum Class {
 impl Class {
     pub(super) fn floor(self) -> usize {
         match self {
-            Class::Data => 4,
-            Class::Range => 2,
+            Class::Data => 6,
+            Class::Range => 4,
             Class::Record => 0,
         }
     }

@@ -184,6 +184,8 @@ fn lost_writes_are_admitted_and_nothing_is_written_until_the_operator_accepts() 
     assert!(client.read(0, 4096).is_ok(), "reads go on");
     assert!(server.bowline(&["pool", "resume"]).is_err(), "resumed without --accept-loss");
     server.bowline(&["pool", "resume", "--accept-loss"]).unwrap();
+    // The pool is opened anew, and clients come back as after a death.
+    let mut client = Client::connect(&address, server.export(0)).unwrap();
     client.write(4096, &[8; 4096]).unwrap();
     assert_eq!(client.read(4096, 4096).unwrap(), [8; 4096]);
     server.stop().unwrap();

@@ -33,7 +33,11 @@ impl Data {
                 Ok(()) => self.persist(Pending::Pool(reply)),
                 Err(problem) => reply.send(Err(problem)),
             },
-            Command::Resume(order, reply) => reply.send(self.resume(order)),
+            Command::Resume(order, reply) => match self.resume(order) {
+                Ok(None) => self.reopen(reply),
+                Ok(Some(status)) => reply.send(Ok(status)),
+                Err(problem) => reply.send(Err(problem)),
+            },
             Command::Repair(order, reply) => reply.send(self.repair(order)),
             Command::CreateDisk(order, reply) => {
                 let made = self.create_disk(&order);
@@ -181,23 +185,20 @@ impl Data {
         grown.map(|_| ()).map_err(|error| failed(&error))
     }
 
-    /// Writes again. The store waits for the medium here: nothing else could go on anyway. After a
-    /// loss it takes a new epoch, and the server has to be started again for it.
-    fn resume(&mut self, order: Resume) -> Result<PoolStatus, Problem> {
+    /// Writes again; none if the pool has to be opened anew for that. The store waits for the
+    /// medium here: nothing else could go on anyway.
+    fn resume(&mut self, order: Resume) -> Result<Option<PoolStatus>, Problem> {
         let status = self.pool_status();
         let degraded = |what: &str| Problem::new(Kind::Degraded, what);
         match status.state {
-            api::PoolState::Well | api::PoolState::Degraded => Ok(status),
-            api::PoolState::LostWrites if order.accept_loss => {
-                Err(degraded("the pool writes again only after a new start")
-                    .next("bowline stop, then bowline serve --accept-loss"))
-            }
+            api::PoolState::Well | api::PoolState::Degraded => Ok(Some(status)),
+            api::PoolState::LostWrites if order.accept_loss => Ok(None),
             api::PoolState::LostWrites => Err(degraded("acknowledged writes were lost")
                 .next("check the guests' file systems, then add --accept-loss")),
             api::PoolState::Stopped => {
                 let resumed = self.disks.store_mut().resume();
                 resumed.map_err(|error| refused("the pool cannot write again", &error))?;
-                Ok(self.pool_status())
+                Ok(Some(self.pool_status()))
             }
             api::PoolState::Damaged => {
                 Err(degraded("the pool is damaged").next("bowline stop, then bowline pool check"))

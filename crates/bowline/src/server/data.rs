@@ -31,7 +31,7 @@ use super::poll_sockets::PollSockets;
 use super::ring_sockets::RingSockets;
 use super::sockets::{Closed, Happening, Sockets};
 use super::spin::Spin;
-use crate::control::api::{Condition, Problem};
+use crate::control::api::{Condition, PoolStatus, Problem};
 
 /// First byte of the tickets of sessions, and of our own.
 const SESSIONS: u8 = 1;
@@ -71,9 +71,19 @@ pub(super) struct Turns {
     pub longest_us: u64,
 }
 
+/// What comes after the loop.
+pub enum End {
+    /// Nothing: the server was told to stop.
+    Stopped,
+    /// The pool is to be opened anew, its loss accepted.
+    Reopen(Box<ServeConfig>, Reply<PoolStatus>),
+}
+
 /// Where the end of the server stands.
 struct Stopping {
     replies: Vec<Reply<()>>,
+    /// Who asked for a new beginning.
+    reopen: Option<Reply<PoolStatus>>,
     /// When those who have not left by themselves are left.
     until: Micros,
 }
@@ -159,14 +169,14 @@ impl Data {
     ///
     /// # Errors
     /// If the kernel fails in a way that no state can express, or the pool cannot be closed.
-    pub fn run(mut self, commands: Commands) -> Result<(), Problem> {
+    pub fn run(mut self, commands: &Commands) -> Result<End, Problem> {
         for (index, listener) in self.listeners.iter().enumerate() {
             self.sockets.watch_listener(index, listener.as_fd());
         }
         self.sockets.watch_bell(commands.as_fd());
         loop {
             let start = Instant::now();
-            let (was_active, is_moving) = self.turn(&commands);
+            let (was_active, is_moving) = self.turn(commands);
             if self.is_over() {
                 break;
             }
@@ -340,8 +350,20 @@ impl Data {
         if let Some(stopping) = &mut self.stopping {
             return stopping.replies.push(reply);
         }
+        self.part(vec![reply], None);
+    }
+
+    /// Begins to stop, to open the pool anew. The other way to accept a loss would be to change the
+    /// store under its sessions.
+    pub(super) fn reopen(&mut self, reply: Reply<PoolStatus>) {
+        if self.stopping.is_none() {
+            self.part(Vec::new(), Some(reply));
+        }
+    }
+
+    fn part(&mut self, replies: Vec<Reply<()>>, reopen: Option<Reply<PoolStatus>>) {
         let until = Micros(self.now.0 + PARTING_US);
-        self.stopping = Some(Stopping { replies: vec![reply], until });
+        self.stopping = Some(Stopping { replies, reopen, until });
         self.nbd.close_all();
     }
 
@@ -352,11 +374,12 @@ impl Data {
     }
 
     /// Closes the pool and takes away what only a living server needs.
-    fn close(mut self) -> Result<(), Problem> {
+    fn close(mut self) -> Result<End, Problem> {
         let was_writing = self.disks.store().status().state.is_writing();
         let closed = self.disks.store_mut().close();
         bowline_arena::fail_point!("server.store.closed");
-        let replies = self.stopping.map_or_else(Vec::new, |stopping| stopping.replies);
+        let (replies, reopen) =
+            self.stopping.map_or((Vec::new(), None), |one| (one.replies, one.reopen));
         // In this order: the ring goes when nobody uses it, the arena when no ring needs it.
         drop((self.disks, self.nbd, self.sockets, self.listeners, self.ring));
         let result = closed.map_err(|error| super::pool::failed(&self.config.pool, "close", error));
@@ -367,9 +390,14 @@ impl Data {
             tracing::warn!(%error, "the arena cannot be removed");
         }
         drop(self._lock);
+        // Whoever asked to stop meanwhile is obeyed: his wish is the later one.
+        if let Some(reply) = reopen.filter(|_| replies.is_empty()) {
+            result?;
+            return Ok(End::Reopen(Box::new(self.config), reply));
+        }
         for reply in replies {
             reply.send(result.clone());
         }
-        result
+        result.map(|()| End::Stopped)
     }
 }

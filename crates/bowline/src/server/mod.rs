@@ -21,7 +21,7 @@ mod tuning;
 use crate::control::api::Problem;
 use command::Commands;
 use config::ServeConfig;
-use data::Data;
+use data::{Data, End};
 
 /// A pool that is open, adopted and listened for, ready to run.
 pub struct Server {
@@ -44,6 +44,18 @@ impl Server {
     /// # Errors
     /// What failed.
     pub fn run(self, commands: Commands) -> Result<(), Problem> {
-        self.data.run(commands)
+        let mut data = self.data;
+        loop {
+            let End::Reopen(mut config, reply) = data.run(&commands)? else { return Ok(()) };
+            config.accept_loss = true;
+            match open::open(&config).and_then(|opened| Data::new(*config, opened)) {
+                Ok(opened) => data = opened,
+                Err(problem) => {
+                    reply.send(Err(problem.clone()));
+                    return Err(problem);
+                }
+            }
+            reply.send(Ok(data.pool_status()));
+        }
     }
 }

@@ -199,12 +199,12 @@ impl<M: Media> Store<M> {
             Phase::Copy => self.step_copy(job),
             Phase::Drain => {
                 self.streams.of(SegmentKind::Images).cut();
-                if !self.streams.of(SegmentKind::Images).is_idle() {
-                    return Step::Waits;
-                }
                 if self.options.broken.contains(&Broken::StaleImage) {
                     job.phase = Phase::Record;
                     return Step::Moved;
+                }
+                if !self.streams.of(SegmentKind::Images).is_idle() {
+                    return Step::Waits;
                 }
                 if !self.submit_flush(Purpose::Compaction(1)) {
                     return Step::Waits;

@@ -11,8 +11,11 @@
 //! lies.
 
 mod victim;
+mod windows;
 
-use bowline_arena::{PAGE_BYTES, Span};
+use std::rc::Rc;
+
+use bowline_arena::{Memory, PAGE_BYTES, Span};
 
 use crate::checkpoint::Step;
 use crate::format::{
@@ -25,8 +28,9 @@ use crate::store::{Broken, Store};
 use crate::tables::{Directory, LiveBits};
 use crate::{Io, LineageId, Media, MediumError, SegmentId, SlotId};
 
-/// Blocks read at a time.
-pub(crate) const WINDOW_BLOCKS: u32 = 128;
+use windows::{Known, Windows};
+pub(crate) use windows::{WINDOW_BLOCKS, WINDOWS_MAX};
+
 /// Blocks copied in one step.
 const BLOCKS_PER_STEP: u32 = 64;
 
@@ -39,9 +43,11 @@ enum Phase {
     Record,
 }
 
-/// A victim being emptied.
+/// Victims being emptied: as many as fill a slot with images, so that they share its flush.
 struct Job {
     victim: SlotId,
+    /// Those before it, whose moves are not in the log yet.
+    emptied: Vec<SlotId>,
     todo: Vec<(SegmentId, u32)>,
     source: Option<Source>,
     moves: Vec<(ImageMove, Directory)>,
@@ -68,6 +74,52 @@ struct Source {
     image: Option<Image>,
 }
 
+impl Source {
+    /// The block of the slot behind the last block of the piece.
+    fn data_end(&self) -> u32 {
+        self.piece.block + self.piece.directory.len()
+    }
+
+    /// Learns who owns the blocks of a batch.
+    fn parse_head(&mut self, salt: u64, index: u32, block: &[u8]) {
+        let head = read_batch(salt, block);
+        let Some(head) = head.filter(|head| head.segment == self.segment) else {
+            self.next_head = None;
+            return;
+        };
+        self.known.clear();
+        for found in Entries::new(block, head.entries) {
+            if !found.entry.kind.has_data() {
+                continue;
+            }
+            for at in 0..found.entry.blocks as u32 {
+                self.known.push(Owner {
+                    index: (index + 1 + found.data_block + at) as u16,
+                    checksum: found.checksum(at),
+                    lineage: found.entry.lineage,
+                    level: 0,
+                    lba: found.entry.lba.0 + u64::from(at),
+                });
+            }
+        }
+        self.next_head = Some(index + 1 + head.data_blocks);
+    }
+
+    fn owner_of(&self, salt: u64, index: u32, block: &[u8]) -> Owner {
+        let checksum = block_checksum(salt, block);
+        let lineage = LineageId(u32::MAX);
+        let unknown = Owner { index: index as u16, checksum, lineage, level: 0, lba: 0 };
+        if self.kind == SegmentKind::Map
+            && let Some(head) = PageRef(block).head()
+        {
+            let (lineage, level, lba) = (head.lineage, 1 + head.level, head.index);
+            return Owner { lineage, level, lba, ..unknown };
+        }
+        let at = self.known.binary_search_by_key(&(index as u16), |owner| owner.index);
+        at.ok().and_then(|at| self.known.get(at)).copied().unwrap_or(unknown)
+    }
+}
+
 /// An image being made.
 struct Image {
     target: (SlotId, u32),
@@ -77,15 +129,6 @@ struct Image {
     /// Head blocks, once all data is there, and how much of them is written.
     head: Vec<u8>,
     head_at: usize,
-}
-
-/// The window of the victim in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Window {
-    Empty,
-    Reading { block: u32, blocks: u32 },
-    Holds { block: u32, blocks: u32 },
-    Failed,
 }
 
 /// Compaction's state.
@@ -98,27 +141,22 @@ pub(crate) struct Compaction {
     idle_jobs: usize,
     /// Blocks the present job has put into images.
     put_blocks: u32,
-    /// A read has failed once, and then again.
-    retried: bool,
+    /// A read has failed, and then again.
     is_unreadable: bool,
-    buffer: Option<Span>,
-    window: Window,
+    windows: Windows,
     job: Option<Job>,
     flushed: bool,
 }
 
 impl Compaction {
-    pub(crate) fn new(work: Vec<Span>) -> Compaction {
-        let buffer = work.into_iter().next();
+    pub(crate) fn new(memory: Rc<Memory>, work: Vec<Span>) -> Compaction {
         Compaction {
             slots_needed: 0,
             exhausted_at: None,
             idle_jobs: 0,
             put_blocks: 0,
-            retried: false,
             is_unreadable: false,
-            buffer,
-            window: Window::Empty,
+            windows: Windows::new(memory, work),
             job: None,
             flushed: false,
         }
@@ -162,12 +200,8 @@ impl<M: Media> Store<M> {
             self.compaction.slots_needed = 0;
         }
         let needed = self.compaction.slots_needed;
-        self.checkpoint_wanted |= pending > 0 && free < needed.max(self.slots_wanted() / 2);
+        self.checkpoint_wanted |= self.is_checkpoint_worth_it() || (pending > 0 && free < needed);
         if self.compaction.job.is_none() {
-            // A read for a victim that was given up still fills the buffer.
-            if matches!(self.compaction.window, Window::Reading { .. }) {
-                return false;
-            }
             if free + pending >= needed.max(self.slots_wanted()) {
                 return false;
             }
@@ -175,12 +209,16 @@ impl<M: Media> Store<M> {
                 self.checkpoint_wanted |= needed > 0 && self.would_checkpoint_help();
                 return false;
             }
-            let Some(job) = self.choose_victim() else {
+            let Some((victim, _)) = self.choose_victim(&[]) else {
                 // The next checkpoint makes more slots old enough, whatever dies.
                 self.compaction.exhausted_at = Some(u64::MAX);
                 return true;
             };
-            self.compaction.job = Some(job);
+            let todo = self.begin_victim(victim);
+            let (emptied, moves, full) = (Vec::new(), Vec::new(), Vec::new());
+            let phase = Phase::Copy;
+            self.compaction.job =
+                Some(Job { victim, emptied, todo, source: None, moves, full, phase });
         }
         let Some(mut job) = self.compaction.job.take() else { return false };
         let step = self.step_job(&mut job);
@@ -206,7 +244,7 @@ impl<M: Media> Store<M> {
                 if !self.streams.of(SegmentKind::Images).is_idle() {
                     return Step::Waits;
                 }
-                if !self.submit_flush(Purpose::Compaction(1)) {
+                if !self.submit_flush(Purpose::Compaction) {
                     return Step::Waits;
                 }
                 self.compaction.flushed = false;
@@ -238,13 +276,15 @@ impl<M: Media> Store<M> {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
         self.make_room();
-        self.judge_gain();
+        self.judge_gain(1 + job.emptied.len() as u32);
         Step::Done
     }
 
     fn step_copy(&mut self, job: &mut Job) -> Step {
         if job.source.is_none() && !self.next_source(job) {
-            job.phase = Phase::Drain;
+            if !self.next_victim(job) {
+                job.phase = Phase::Drain;
+            }
             return Step::Moved;
         }
         let Some(mut source) = job.source.take() else { return Step::Moved };
@@ -285,7 +325,6 @@ impl<M: Media> Store<M> {
 
     /// Takes the next piece of the victim. False if there is none left.
     fn next_source(&mut self, job: &mut Job) -> bool {
-        self.compaction.window = Window::Empty;
         while let Some((id, first)) = job.todo.pop() {
             let Some(segment) = self.segments.get(id) else { continue };
             let Some(piece) = segment.piece(first).filter(|piece| piece.slot == job.victim) else {
@@ -378,120 +417,53 @@ impl<M: Media> Store<M> {
                 continue;
             };
             let block = source.piece.block + position;
-            let Some(bytes) = self.window_block(block) else {
-                return self.fill_window(victim, block);
+            let Known::At(window, at) = self.compaction.windows.known(block, 1) else {
+                return self.read_windows(victim, block, 1, source.data_end());
             };
+            let bytes = self.compaction.windows.bytes(window, at, 1);
             if source.next_head == Some(index) {
-                self.parse_head(source, index, &bytes);
+                source.parse_head(self.header.salt, index, bytes);
                 continue;
             }
-            if !self.streams.of(SegmentKind::Images).has_buffer() {
+            let stream = self.streams.of(SegmentKind::Images);
+            if !stream.has_buffer() {
                 return Step::Waits;
             }
-            image.owners.push(self.owner_of(source, index, &bytes));
+            image.owners.push(source.owner_of(self.header.salt, index, bytes));
             source.next = index + 1;
             self.compaction.put_blocks += 1;
-            self.streams.of(SegmentKind::Images).put(&self.memory, &bytes);
+            stream.put(&self.memory, bytes);
         }
         Step::Moved
-    }
-
-    /// Learns who owns the blocks of a batch.
-    fn parse_head(&mut self, source: &mut Source, index: u32, block: &[u8]) {
-        let head = read_batch(self.header.salt, block);
-        let Some(head) = head.filter(|head| head.segment == source.segment) else {
-            source.next_head = None;
-            return;
-        };
-        source.known.clear();
-        for found in Entries::new(block, head.entries) {
-            if !found.entry.kind.has_data() {
-                continue;
-            }
-            for at in 0..found.entry.blocks as u32 {
-                source.known.push(Owner {
-                    index: (index + 1 + found.data_block + at) as u16,
-                    checksum: found.checksum(at),
-                    lineage: found.entry.lineage,
-                    level: 0,
-                    lba: found.entry.lba.0 + u64::from(at),
-                });
-            }
-        }
-        source.next_head = Some(index + 1 + head.data_blocks);
-    }
-
-    fn owner_of(&self, source: &Source, index: u32, block: &[u8]) -> Owner {
-        let checksum = block_checksum(self.header.salt, block);
-        let lineage = LineageId(u32::MAX);
-        let unknown = Owner { index: index as u16, checksum, lineage, level: 0, lba: 0 };
-        if source.kind == SegmentKind::Map
-            && let Some(head) = PageRef(block).head()
-        {
-            let (lineage, level, lba) = (head.lineage, 1 + head.level, head.index);
-            return Owner { lineage, level, lba, ..unknown };
-        }
-        let at = source.known.binary_search_by_key(&(index as u16), |owner| owner.index);
-        at.ok().and_then(|at| source.known.get(at)).copied().unwrap_or(unknown)
     }
 
     /// An image of an image: the owners are in the head behind it.
     fn read_owners(&mut self, victim: SlotId, source: &mut Source) -> Step {
         let held = source.piece.directory.len();
         let (block, blocks) = (source.piece.block + held, image_head_blocks(held));
-        match self.compaction.window {
-            Window::Holds { block: at, blocks: have } if at == block && have >= blocks => {
-                if let Some(buffer) = &self.compaction.buffer {
-                    let bytes = &self.memory.slice(buffer)[..(blocks * PAGE_BYTES) as usize];
-                    let head = read_image_head(self.header.salt, bytes);
-                    source.known = head.map(|head| head.owners).unwrap_or_default();
-                }
-                source.is_unread = false;
-                Step::Moved
+        let windows = &self.compaction.windows;
+        match windows.known(block, blocks) {
+            Known::At(window, at) => {
+                let head = read_image_head(self.header.salt, windows.bytes(window, at, blocks));
+                source.known = head.map(|head| head.owners).unwrap_or_default();
             }
-            Window::Failed => {
-                self.compaction.window = Window::Empty;
-                source.is_unread = false;
-                Step::Moved
-            }
-            _ => self.read_window(victim, block, blocks),
+            Known::NotYet => return self.read_windows(victim, block, blocks, block + blocks),
+            Known::Unreadable => {}
         }
+        source.is_unread = false;
+        Step::Moved
     }
 
-    /// A block of the window, copied out.
-    fn window_block(&self, block: u32) -> Option<Box<[u8]>> {
-        let Window::Holds { block: first, blocks } = self.compaction.window else { return None };
-        let at = block.checked_sub(first).filter(|at| *at < blocks)?;
-        let buffer = self.compaction.buffer.as_ref()?;
-        let start = (at * PAGE_BYTES) as usize;
-        Some(self.memory.slice(buffer)[start..start + PAGE_BYTES as usize].into())
-    }
-
-    fn fill_window(&mut self, slot: SlotId, block: u32) -> Step {
-        let blocks = WINDOW_BLOCKS.min(self.segments.slot_blocks() - block);
-        match self.compaction.window {
-            // What cannot be read cannot be moved: the victim stays, and so does everything in it.
-            Window::Failed if self.compaction.retried => {
-                self.compaction.is_unreadable = true;
-                Step::Waits
-            }
-            Window::Failed => {
-                self.compaction.retried = true;
-                self.read_window(slot, block, blocks)
-            }
-            _ => self.read_window(slot, block, blocks),
+    /// Has blocks of the victim read, and what follows them read ahead.
+    fn read_windows(&mut self, victim: SlotId, block: u32, blocks: u32, end: u32) -> Step {
+        // What cannot be read cannot be moved: the victim stays, and so does everything in it.
+        self.compaction.is_unreadable =
+            self.compaction.windows.known(block, blocks) == Known::Unreadable;
+        while let Some(read) = self.compaction.windows.next_read(block, blocks, end) {
+            let (at, into) = (self.header.block_at(victim, read.block), read.into);
+            let purpose = Purpose::CompactionRead(read.window);
+            self.in_flight.submit(&mut self.media, purpose, Io::Read { at, into });
         }
-    }
-
-    fn read_window(&mut self, slot: SlotId, block: u32, blocks: u32) -> Step {
-        if matches!(self.compaction.window, Window::Reading { .. }) {
-            return Step::Waits;
-        }
-        let Some(buffer) = &self.compaction.buffer else { return Step::Waits };
-        let into = buffer.part().sub(0, blocks * PAGE_BYTES);
-        self.compaction.window = Window::Reading { block, blocks };
-        let at = self.header.block_at(slot, block);
-        self.in_flight.submit(&mut self.media, Purpose::Compaction(0), Io::Read { at, into });
         Step::Waits
     }
 
@@ -525,20 +497,16 @@ impl<M: Media> Store<M> {
         Step::Done
     }
 
-    pub(crate) fn compaction_io_done(&mut self, which: u32, result: Result<(), MediumError>) {
-        if which == 1 {
-            match result {
-                Ok(()) => self.compaction.flushed = true,
-                Err(error) => self.stop_writing(&format!("a flush of images failed: {error}")),
-            }
-            return;
+    /// The images are flushed, or not.
+    pub(crate) fn images_flushed(&mut self, result: Result<(), MediumError>) {
+        match result {
+            Ok(()) => self.compaction.flushed = true,
+            Err(error) => self.stop_writing(&format!("a flush of images failed: {error}")),
         }
-        self.compaction.window = match (result, self.compaction.window) {
-            (Ok(()), Window::Reading { block, blocks }) => {
-                self.compaction.retried = false;
-                Window::Holds { block, blocks }
-            }
-            _ => Window::Failed,
-        };
+    }
+
+    /// A read of a victim has come back.
+    pub(crate) fn victim_read(&mut self, window: u32, result: Result<(), MediumError>) {
+        self.compaction.windows.done(window, result.is_ok());
     }
 }

@@ -22,8 +22,10 @@ pub(crate) enum Purpose {
     Run(SegmentKind, u32),
     /// Space of a slot that the log will come to.
     Prepare,
-    /// I/O of compaction.
-    Compaction(u32),
+    /// A flush for compaction.
+    Compaction,
+    /// A window of the slot that compaction empties.
+    CompactionRead(u32),
 }
 
 /// The table of I/O in flight.

@@ -179,6 +179,7 @@ pub(crate) struct Recovered<M> {
 impl<M: Media> Store<M> {
     pub(crate) fn start(from: Recovered<M>) -> Store<M> {
         let proven = from.log.durable;
+        let compaction = Compaction::new(Rc::clone(&from.memory), from.work);
         Store {
             media: from.media,
             in_flight: from.in_flight,
@@ -195,7 +196,7 @@ impl<M: Media> Store<M> {
             checkpoint: None,
             checkpoints_begun: 0,
             checkpoint_wanted: false,
-            compaction: Compaction::new(from.work),
+            compaction,
             streams: from.streams,
             counters: from.counters,
             state: from.state,
@@ -297,12 +298,11 @@ impl<M: Media> Store<M> {
                 self.checkpoint_io_done(completion.result);
             }
             Purpose::Superblock => self.checkpoint_io_done(completion.result),
-            Purpose::Compaction(which) => {
-                if which == 1 {
-                    self.flush_came_back(&completion.result);
-                }
-                self.compaction_io_done(which, completion.result);
+            Purpose::Compaction => {
+                self.flush_came_back(&completion.result);
+                self.images_flushed(completion.result);
             }
+            Purpose::CompactionRead(window) => self.victim_read(window, completion.result),
             Purpose::Run(kind, buffer) => self.run_done(kind, buffer, completion.result),
         }
     }

@@ -23,8 +23,11 @@ const CLEARED_BYTES: u64 = 1 << 20;
 const SLOT_BYTES: u64 = 32 << 20;
 const SLOT_BYTES_MIN: u64 = 64 << 10;
 
-/// Slots a pool has at least; a small pool has small slots.
-const SLOTS: u64 = 64;
+/// Slots a pool has at least, while they are not smaller than that, and in any case: a small pool
+/// has small slots. Sixteen of them hold no live data.
+const SLOTS: u64 = 256;
+const SLOT_BYTES_SMALL: u64 = 4 << 20;
+const SLOTS_MIN: u64 = 64;
 
 /// Makes a pool, over whatever is there.
 pub fn create(order: &Create) -> Result<PoolCreated, Problem> {
@@ -82,7 +85,11 @@ fn options(pool_bytes: u64) -> std::io::Result<CreateOptions> {
 /// Slots are large, so that the medium is written in long runs; but there must be enough of them.
 fn slot_bytes(pool_bytes: u64) -> u64 {
     let mut bytes = SLOT_BYTES;
-    while bytes > SLOT_BYTES_MIN && pool_bytes / bytes < SLOTS {
+    let are_few = |bytes| {
+        let slots = pool_bytes / bytes;
+        slots < if bytes > SLOT_BYTES_SMALL { SLOTS } else { SLOTS_MIN }
+    };
+    while bytes > SLOT_BYTES_MIN && are_few(bytes) {
         bytes /= 2;
     }
     bytes
@@ -123,7 +130,9 @@ mod tests {
     #[test]
     fn slots_are_large_if_the_pool_is() {
         assert_eq!(slot_bytes(10 << 30), 32 << 20);
-        assert_eq!(slot_bytes(1 << 30), 16 << 20);
+        assert_eq!(slot_bytes(2 << 30), 8 << 20);
+        assert_eq!(slot_bytes(1 << 30), 4 << 20);
+        assert_eq!(slot_bytes(512 << 20), 4 << 20);
         assert_eq!(slot_bytes(64 << 20), 1 << 20);
         assert_eq!(slot_bytes(0), SLOT_BYTES_MIN);
     }

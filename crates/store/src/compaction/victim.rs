@@ -4,25 +4,44 @@
 //! - A slot of the log is chosen only when the durable checkpoint no longer needs it for replay.
 //! - Blobs are never moved: a checkpoint makes them anew.
 
-use super::{Job, Phase};
+use super::Job;
 use crate::format::{SegmentKind, image_head_blocks};
 use crate::segments::SlotState;
 use crate::store::Store;
-use crate::{Media, SlotId};
+use crate::{Media, SegmentId, SlotId};
 
 /// A slot that is fuller than this is no victim, unless space is needed urgently.
 const VICTIM_LIVE_PERCENT: u64 = 85;
+/// Slots emptied together.
+const VICTIMS_MAX: usize = 16;
+/// Of the slots that are not full of live data, one of so many is kept free for writes to come, and
+/// at most so many.
+const SLACK_SHARE: usize = 4;
+const SLACK_SLOTS_MAX: usize = 64;
 /// Slots emptied in a row for next to nothing after which compaction rests.
 const IDLE_JOBS_MAX: usize = 8;
 
 impl<M: Media> Store<M> {
-    /// Free slots below which compaction works.
+    /// Free slots below which compaction works: what a write needs to be let in, and of the slots
+    /// that live data leaves a quarter, so that writes find room while the next slots are emptied.
     pub(super) fn slots_wanted(&self) -> usize {
-        (self.segments.slot_count() as usize / 10).clamp(6, 64)
+        let needed = self.slots_to_write();
+        let full = self.segments.live_blocks() / u64::from(self.segments.slot_blocks());
+        let left = (self.segments.slot_count() as usize).saturating_sub(full as usize);
+        needed + (left.saturating_sub(needed) / SLACK_SHARE).min(SLACK_SLOTS_MAX)
     }
 
-    /// The closed slot with the least alive in it.
-    pub(super) fn choose_victim(&mut self) -> Option<Job> {
+    /// Whether a checkpoint should free what was emptied: before writes have to wait, but not for
+    /// each slot anew.
+    pub(super) fn is_checkpoint_worth_it(&self) -> bool {
+        let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+        let (needed, wanted) = (self.slots_to_write(), self.slots_wanted());
+        let slack = wanted - needed;
+        pending > 0 && free < wanted && (pending * 4 > slack || free * 2 < needed + wanted)
+    }
+
+    /// The closed slot with the least alive in it, and how much that is; not one of `emptied`.
+    pub(super) fn choose_victim(&mut self, emptied: &[SlotId]) -> Option<(SlotId, u32)> {
         let blocks = self.segments.slot_blocks();
         let is_worth_it = |live: u32| {
             let is_thin = u64::from(live) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
@@ -45,24 +64,49 @@ impl<M: Media> Store<M> {
             }
             let is_old = kind != SegmentKind::Log
                 || self.segments.residents(slot).iter().all(|(id, _)| *id < oldest_needed);
-            if is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
+            let is_new = !emptied.contains(&slot);
+            if is_new && is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
                 best = Some((live, slot));
             }
         }
         for slot in dead {
             self.segments.drop_dead_pieces(slot, begun);
         }
-        let (_, victim) = best?;
-        let todo = self.segments.residents(victim).iter().rev().copied().collect();
+        best.map(|(live, slot)| (slot, live))
+    }
+
+    /// What there is to do to empty a slot.
+    pub(super) fn begin_victim(&mut self, victim: SlotId) -> Vec<(SegmentId, u32)> {
         self.counters.slots_compacted += 1;
-        let (moves, full) = (Vec::new(), Vec::new());
-        Some(Job { victim, todo, source: None, moves, full, phase: Phase::Copy })
+        self.compaction.windows.begin(victim);
+        self.segments.residents(victim).iter().rev().copied().collect()
+    }
+
+    /// Goes on with another victim, if its images fit the slot that is being filled: they share a
+    /// flush, and take no slot more than one victim would.
+    pub(super) fn next_victim(&mut self, job: &mut Job) -> bool {
+        job.emptied.push(job.victim);
+        let slot_blocks = self.segments.slot_blocks();
+        let left = self.streams.of(SegmentKind::Images).blocks_left(slot_blocks);
+        let next =
+            if job.emptied.len() < VICTIMS_MAX { self.choose_victim(&job.emptied) } else { None };
+        let next = next.filter(|(slot, live)| {
+            let pieces = self.segments.residents(*slot).len() as u32;
+            live + image_head_blocks(*live) + pieces < left
+        });
+        let Some((victim, _)) = next else {
+            job.emptied.pop();
+            return false;
+        };
+        job.todo = self.begin_victim(victim);
+        job.victim = victim;
+        true
     }
 
     /// Notes whether emptying slots still wins space: small images can take more for their heads
     /// than the dead blocks give.
-    pub(super) fn judge_gain(&mut self) {
-        let slot_blocks = self.segments.slot_blocks();
+    pub(super) fn judge_gain(&mut self, victims: u32) {
+        let slot_blocks = self.segments.slot_blocks() * victims;
         let compaction = &mut self.compaction;
         let won = slot_blocks.saturating_sub(compaction.put_blocks);
         compaction.put_blocks = 0;

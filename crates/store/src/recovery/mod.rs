@@ -23,7 +23,7 @@ use crate::appender::Appender;
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::checkpoint::Streams;
-use crate::compaction::WINDOW_BLOCKS;
+use crate::compaction::{WINDOW_BLOCKS, WINDOWS_MAX};
 use crate::format::{
     CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SUPERBLOCK_COPIES,
     SegmentKind, Superblock, superblock_at,
@@ -195,7 +195,10 @@ impl<M: Media> Opening<M> {
         is_ours: bool,
     ) -> Result<Store<M>, StoreError> {
         // The longest runs first: what a dead process left may have broken the free pages up.
-        let work = self.take_spans(1, WINDOW_BLOCKS)?;
+        let mut work = self.take_spans(1, WINDOW_BLOCKS)?;
+        // More windows let compaction read ahead; a small arena does without.
+        let spare = self.pages.borrow().count() / 16 / WINDOW_BLOCKS;
+        work.extend(self.take_spans(spare.min(WINDOWS_MAX - 1), WINDOW_BLOCKS)?);
         let streams = self.take_streams()?;
         let loads = self.take_spans(LOAD_PAGES, 1)?;
         let map = Map::new(header.salt, self.options.delta_bytes, self.options.map_frames, loads);

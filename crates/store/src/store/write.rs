@@ -197,6 +197,11 @@ impl<M: Media> Store<M> {
         (slots - kept) * (blocks - 2 - blocks / 64)
     }
 
+    /// Free slots a write has to find: its floor, a segment that begins, and a checkpoint.
+    pub(crate) fn slots_to_write(&self) -> usize {
+        Class::Data.floor() + 2 + self.checkpoint_slots()
+    }
+
     /// Slots a checkpoint of what has changed so far may take.
     fn checkpoint_slots(&self) -> usize {
         let frozen = self.map.frozen.as_ref().map_or(0, |frozen| frozen.deltas.leaves());

@@ -7,6 +7,7 @@
 
 mod apply;
 mod disks;
+mod flow;
 mod pump;
 mod write;
 
@@ -30,7 +31,7 @@ use crate::status::{Counters, PoolState};
 use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
 
 pub(crate) use apply::{apply, apply_record};
-use pump::Rate;
+use flow::Flow;
 
 /// How a store is to behave.
 #[derive(Debug, Clone)]
@@ -142,9 +143,7 @@ pub struct Store<M> {
     flush_wanted: bool,
     room_wanted: bool,
     room_made: bool,
-    pub(crate) batches_in_flight: usize,
-    bytes_in_flight: u64,
-    rate: Rate,
+    flow: Flow,
     last_write_at: Micros,
     /// The last batch whose durability some later header or checkpoint proves.
     proven: BatchNumber,
@@ -209,9 +208,7 @@ impl<M: Media> Store<M> {
             flush_wanted: false,
             room_wanted: false,
             room_made: false,
-            batches_in_flight: 0,
-            bytes_in_flight: 0,
-            rate: Rate::default(),
+            flow: Flow::default(),
             last_write_at: Micros(0),
             proven,
             prepared: Prepared::default(),

@@ -79,7 +79,13 @@ impl<M: Media> Store<M> {
     pub(super) fn begin_victim(&mut self, victim: SlotId) -> Vec<(SegmentId, u32)> {
         self.counters.slots_compacted += 1;
         self.compaction.windows.begin(victim);
-        self.segments.residents(victim).iter().rev().copied().collect()
+        let mut todo: Vec<_> = self.segments.residents(victim).iter().copied().collect();
+        // In the order in which they lie there, the first one last.
+        todo.sort_by_key(|(id, first)| {
+            let piece = self.segments.get(*id).and_then(|segment| segment.piece(*first));
+            std::cmp::Reverse(piece.map(|piece| piece.block))
+        });
+        todo
     }
 
     /// Goes on with another victim, if its images fit the slot that is being filled: they share a

@@ -15,22 +15,9 @@ use crate::{BLOCK_BYTES, BatchNumber, Io, Media, MediumError, Micros};
 
 /// Batches in flight before the open one waits to fill up.
 const EAGER_BATCHES_MAX: usize = 4;
-/// Bytes in flight on the medium, at the least and at the most (rule D11).
-const IN_FLIGHT_BYTES_MIN: u64 = 512 << 10;
-const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
-/// How long what is in flight should take.
-const IN_FLIGHT_MICROS: u64 = 2_000;
 /// A pool that was written to and then left alone closes its log after this time, so that the last
 /// flush can be proven (rule D3).
 const IDLE_CLOSE_MICROS: u64 = 500_000;
-
-/// How fast the medium takes the log.
-#[derive(Debug, Default)]
-pub(super) struct Rate {
-    window_at: Micros,
-    window_bytes: u64,
-    bytes_per_milli: u64,
-}
 
 impl<M: Media> Store<M> {
     /// Asks that everything admitted so far be made durable; [`Event::Flushed`] answers.
@@ -71,10 +58,7 @@ impl<M: Media> Store<M> {
     }
 
     pub(super) fn batch_done(&mut self, number: BatchNumber, result: Result<(), MediumError>) {
-        self.batches_in_flight -= 1;
-        let blocks = self.log.find(number).map_or(0, |batch| batch.blocks());
-        self.bytes_in_flight -= u64::from(blocks) * BLOCK_BYTES;
-        self.rate.window_bytes += u64::from(blocks) * BLOCK_BYTES;
+        self.flow.done(number, self.now);
         match result {
             Ok(()) => self.log.complete(number),
             Err(MediumError::Died) => self.stop_writing("the process died"),
@@ -162,10 +146,9 @@ impl<M: Media> Store<M> {
             return false;
         }
         let mut moved = self.close_when_idle();
-        self.measure();
-        while self.bytes_in_flight < self.in_flight_limit() || self.batches_in_flight == 0 {
+        while self.flow.has_room() {
             let Some((number, slot, block, from)) = self.log.submit_next() else {
-                let is_eager = self.batches_in_flight < EAGER_BATCHES_MAX
+                let is_eager = self.flow.batches() < EAGER_BATCHES_MAX
                     || self.flush_wanted
                     || !self.waiters.is_empty();
                 if self.log.open_is_empty() || !is_eager {
@@ -175,9 +158,7 @@ impl<M: Media> Store<M> {
                 continue;
             };
             let bytes: u64 = from.iter().map(|part| u64::from(part.bytes)).sum();
-            self.batches_in_flight += 1;
-            self.bytes_in_flight +=
-                self.log.find(number).map_or(0, |b| u64::from(b.blocks())) * BLOCK_BYTES;
+            self.flow.submitted(number, bytes, self.now);
             self.counters.batches += 1;
             self.counters.log_bytes += bytes;
             self.bytes_since_checkpoint += bytes;
@@ -187,27 +168,6 @@ impl<M: Media> Store<M> {
             moved = true;
         }
         moved
-    }
-
-    fn in_flight_limit(&self) -> u64 {
-        let measured = self.rate.bytes_per_milli * IN_FLIGHT_MICROS / 1000;
-        let wanted = if self.rate.bytes_per_milli == 0 { 4 << 20 } else { measured };
-        wanted.clamp(IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MAX)
-    }
-
-    /// Learns the rate of the medium from windows in which it was never idle.
-    fn measure(&mut self) {
-        let passed = self.now.0.saturating_sub(self.rate.window_at.0);
-        if self.batches_in_flight == 0 || passed > 100_000 {
-            self.rate.window_at = self.now;
-            self.rate.window_bytes = 0;
-        } else if passed >= 4_000 {
-            let seen = self.rate.window_bytes * 1000 / passed;
-            let old = self.rate.bytes_per_milli;
-            self.rate.bytes_per_milli = if old == 0 { seen } else { (old * 7 + seen) / 8 };
-            self.rate.window_at = self.now;
-            self.rate.window_bytes = 0;
-        }
     }
 
     /// After a flush and some quiet, an empty batch says that what came before it is durable.
@@ -239,10 +199,7 @@ impl<M: Media> Store<M> {
         }
         let completed = self.log.completed;
         let is_waited_for = self.waiters.front().is_some_and(|(target, _)| *target <= completed);
-        let pages = self.log.pages.borrow();
-        let is_filling = pages.free() < pages.count() / 2 || !self.log.has_descriptors(256);
-        drop(pages);
-        if !is_waited_for && !is_filling && !self.room_wanted && !self.flush_wanted {
+        if !is_waited_for && !self.is_arena_filling() && !self.flush_wanted {
             return false;
         }
         if self.options.broken.contains(&Broken::FlushLies) {
@@ -256,5 +213,15 @@ impl<M: Media> Store<M> {
         self.in_flight.submit(&mut self.media, Purpose::LogFlush, Io::Flush);
         bowline_arena::fail_point!("log.flush.submitted");
         true
+    }
+
+    /// Whether a flush is needed to get pages or descriptors back. Who waits for room waits for
+    /// what is in flight too: a flush for each batch would keep the arena full for ever.
+    fn is_arena_filling(&self) -> bool {
+        let pages = u64::from(self.log.pages.borrow().count());
+        let in_flight = self.flow.bytes() / BLOCK_BYTES;
+        let unflushed = self.log.retained_blocks.saturating_sub(in_flight);
+        let is_enough = unflushed >= pages / 8 || in_flight == 0;
+        unflushed >= pages / 4 || !self.log.has_descriptors(256) || (self.room_wanted && is_enough)
     }
 }

@@ -1,0 +1,166 @@
+//! What compaction has read of the slot it empties, and reads ahead.
+//!
+//! Invariants:
+//! - A window holds what the slot held when it was read. A slot that is being emptied is not
+//!   written to, and with the next victim all windows are forgotten.
+//! - A window that is being read is not used again before the read has come back.
+
+use std::rc::Rc;
+
+use bowline_arena::{Memory, PAGE_BYTES, Part, Span};
+
+use crate::SlotId;
+
+/// Windows at most.
+pub(crate) const WINDOWS_MAX: u32 = 4;
+
+/// Blocks read at a time.
+pub(crate) const WINDOW_BLOCKS: u32 = 128;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Empty,
+    Reading,
+    /// Being read for a victim that was given up.
+    Stale,
+    Holds,
+    Failed,
+}
+
+struct Window {
+    span: Span,
+    state: State,
+    block: u32,
+    blocks: u32,
+}
+
+impl Window {
+    fn covers(&self, block: u32) -> bool {
+        let is_of_use = matches!(self.state, State::Reading | State::Holds | State::Failed);
+        is_of_use && (self.block..self.block + self.blocks).contains(&block)
+    }
+}
+
+/// A read to be submitted.
+pub(super) struct WindowRead {
+    pub window: u32,
+    pub block: u32,
+    pub into: Part,
+}
+
+/// What is known of a block of the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It has to be read, or is being read.
+    NotYet,
+    /// The window holds it at this byte.
+    At(usize, usize),
+    /// It could not be read, and then not again.
+    Unreadable,
+}
+
+/// The windows.
+pub(super) struct Windows {
+    memory: Rc<Memory>,
+    slot: Option<SlotId>,
+    windows: Vec<Window>,
+    /// The block whose read failed once and is being repeated.
+    retried: Option<u32>,
+}
+
+impl Windows {
+    pub(super) fn new(memory: Rc<Memory>, spans: Vec<Span>) -> Windows {
+        let windows = spans
+            .into_iter()
+            .map(|span| Window { span, state: State::Empty, block: 0, blocks: 0 })
+            .collect();
+        Windows { memory, slot: None, windows, retried: None }
+    }
+
+    /// Forgets everything: the next reads are of this slot.
+    pub(super) fn begin(&mut self, slot: SlotId) {
+        self.slot = Some(slot);
+        self.retried = None;
+        for window in &mut self.windows {
+            window.state = match window.state {
+                State::Reading | State::Stale => State::Stale,
+                _ => State::Empty,
+            };
+        }
+    }
+
+    /// What is known of `blocks` blocks that lie in one window.
+    pub(super) fn known(&self, block: u32, blocks: u32) -> Known {
+        let Some(at) = self.windows.iter().position(|window| window.covers(block)) else {
+            return Known::NotYet;
+        };
+        let window = &self.windows[at];
+        match window.state {
+            State::Holds if block + blocks <= window.block + window.blocks => {
+                Known::At(at, ((block - window.block) * PAGE_BYTES) as usize)
+            }
+            State::Failed if self.retried == Some(window.block) => Known::Unreadable,
+            _ => Known::NotYet,
+        }
+    }
+
+    /// The bytes a window holds from a byte on.
+    pub(super) fn bytes(&self, window: usize, at: usize, blocks: u32) -> &[u8] {
+        let bytes = self.memory.slice(&self.windows[window].span);
+        &bytes[at..at + (blocks * PAGE_BYTES) as usize]
+    }
+
+    /// The next read to submit so that `blocks` blocks from `block` on, and what follows up to
+    /// `end`, is there in time. Windows before `block` are done with.
+    pub(super) fn next_read(&mut self, block: u32, blocks: u32, end: u32) -> Option<WindowRead> {
+        for window in &mut self.windows {
+            let is_behind = window.block + window.blocks <= block;
+            // What is asked for has to lie in one window.
+            let is_cut = window.covers(block) && block + blocks > window.block + window.blocks;
+            if window.state == State::Holds && (is_behind || is_cut) {
+                window.state = State::Empty;
+            }
+        }
+        let mut next = block;
+        while next < end {
+            match self.windows.iter_mut().find(|window| window.covers(next)) {
+                Some(window) if window.state == State::Failed => {
+                    if self.retried == Some(window.block) {
+                        return None;
+                    }
+                    self.retried = Some(window.block);
+                    window.state = State::Empty;
+                    next = window.block;
+                }
+                Some(window) => {
+                    next = window.block + window.blocks;
+                    continue;
+                }
+                None => {}
+            }
+            return self.read(next, WINDOW_BLOCKS.min(end - next), next == block);
+        }
+        None
+    }
+
+    /// Reads into an empty window; what is asked for now takes the place of what was read ahead.
+    fn read(&mut self, block: u32, blocks: u32, is_urgent: bool) -> Option<WindowRead> {
+        let in_state = |state| self.windows.iter().position(|window| window.state == state);
+        let ahead = || if is_urgent { in_state(State::Holds) } else { None };
+        let at = in_state(State::Empty).or_else(ahead)?;
+        let window = &mut self.windows[at];
+        (window.state, window.block, window.blocks) = (State::Reading, block, blocks);
+        let into = window.span.part().sub(0, blocks * PAGE_BYTES);
+        Some(WindowRead { window: at as u32, block, into })
+    }
+
+    /// A read has come back.
+    pub(super) fn done(&mut self, window: u32, is_well: bool) {
+        let Some(window) = self.windows.get_mut(window as usize) else { return };
+        window.state = match window.state {
+            State::Reading if is_well => State::Holds,
+            State::Reading => State::Failed,
+            _ => State::Empty,
+        };
+    }
+}

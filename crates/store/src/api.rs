@@ -92,6 +92,9 @@ pub enum StoreError {
     /// The pool is damaged; what and where.
     #[error("the pool is damaged: {0}")]
     Damaged(String),
+    /// The pool holds something that only another version of this program understands.
+    #[error("the pool was written by another version: {0}")]
+    Version(String),
     /// The medium holds no pool, or one of another version.
     #[error("{0}")]
     NotAPool(String),

@@ -9,7 +9,12 @@
 //!
 //! Nothing that points at a block changes: its address is (segment, index), wherever the segment
 //! lies.
+//!
+//! A live block that cannot be read, or is not what was written, stays where it is: its slot is left
+//! alone until that block is dead, and other slots are emptied meanwhile. Copied as it is now, it
+//! might be lost for good although the next read would have been right.
 
+mod unmovable;
 mod victim;
 
 use bowline_arena::{PAGE_BYTES, Span};
@@ -24,6 +29,8 @@ use crate::segments::Piece;
 use crate::store::{Broken, Store};
 use crate::tables::{Directory, LiveBits};
 use crate::{Io, LineageId, Media, MediumError, SegmentId, SlotId};
+
+use unmovable::Unmovable;
 
 /// Blocks read at a time.
 pub(crate) const WINDOW_BLOCKS: u32 = 128;
@@ -85,7 +92,7 @@ enum Window {
     Empty,
     Reading { block: u32, blocks: u32 },
     Holds { block: u32, blocks: u32 },
-    Failed,
+    Failed { block: u32, blocks: u32 },
 }
 
 /// Compaction's state.
@@ -98,9 +105,15 @@ pub(crate) struct Compaction {
     idle_jobs: usize,
     /// Blocks the present job has put into images.
     put_blocks: u32,
-    /// A read has failed once, and then again.
-    retried: bool,
-    is_unreadable: bool,
+    /// Slots that are left alone.
+    unmovable: Unmovable,
+    /// The block that was read once more because of an error, or because it is not what was
+    /// written.
+    read_again: Option<u32>,
+    /// Blocks of the victim below this one are read one by one: a run of them could not be read.
+    one_by_one: u32,
+    /// The index that cannot be moved.
+    bad: Option<u32>,
     buffer: Option<Span>,
     window: Window,
     job: Option<Job>,
@@ -115,8 +128,10 @@ impl Compaction {
             exhausted_at: None,
             idle_jobs: 0,
             put_blocks: 0,
-            retried: false,
-            is_unreadable: false,
+            unmovable: Unmovable::default(),
+            read_again: None,
+            one_by_one: 0,
+            bad: None,
             buffer,
             window: Window::Empty,
             job: None,
@@ -186,9 +201,6 @@ impl<M: Media> Store<M> {
         let step = self.step_job(&mut job);
         if step != Step::Done {
             self.compaction.job = Some(job);
-        }
-        if std::mem::take(&mut self.compaction.is_unreadable) {
-            self.stop_writing("compaction could not read a slot; run `bowline pool scrub`");
         }
         self.write_runs();
         step != Step::Waits
@@ -276,6 +288,9 @@ impl<M: Media> Store<M> {
         } else {
             self.write_head(job, source, &mut image)
         };
+        if let Some(index) = self.compaction.bad.take() {
+            return self.leave_alone(job, source.segment, index);
+        }
         if step == Step::Done {
             return Step::Moved;
         }
@@ -286,6 +301,7 @@ impl<M: Media> Store<M> {
     /// Takes the next piece of the victim. False if there is none left.
     fn next_source(&mut self, job: &mut Job) -> bool {
         self.compaction.window = Window::Empty;
+        (self.compaction.read_again, self.compaction.one_by_one) = (None, 0);
         while let Some((id, first)) = job.todo.pop() {
             let Some(segment) = self.segments.get(id) else { continue };
             let Some(piece) = segment.piece(first).filter(|piece| piece.slot == job.victim) else {
@@ -379,6 +395,13 @@ impl<M: Media> Store<M> {
             };
             let block = source.piece.block + position;
             let Some(bytes) = self.window_block(block) else {
+                if self.is_unreadable(block) {
+                    if !forget_head(source, index) {
+                        self.compaction.bad = Some(index);
+                        return Step::Moved;
+                    }
+                    continue;
+                }
                 return self.fill_window(victim, block);
             };
             if source.next_head == Some(index) {
@@ -388,7 +411,16 @@ impl<M: Media> Store<M> {
             if !self.streams.of(SegmentKind::Images).has_buffer() {
                 return Step::Waits;
             }
-            image.owners.push(self.owner_of(source, index, &bytes));
+            let owner = self.owner_of(source, index, &bytes);
+            if block_checksum(self.header.salt, &bytes) != owner.checksum {
+                if self.compaction.read_again == Some(block) {
+                    self.compaction.bad = Some(index);
+                    return Step::Moved;
+                }
+                self.compaction.read_again = Some(block);
+                return self.read_window(victim, block, 1);
+            }
+            image.owners.push(owner);
             source.next = index + 1;
             self.compaction.put_blocks += 1;
             self.streams.of(SegmentKind::Images).put(&self.memory, &bytes);
@@ -404,7 +436,8 @@ impl<M: Media> Store<M> {
             return;
         };
         source.known.clear();
-        for found in Entries::new(block, head.entries) {
+        // Behind an entry that is not known the owners are not known either.
+        for found in Entries::new(block, head.entries).map_while(Result::ok) {
             if !found.entry.kind.has_data() {
                 continue;
             }
@@ -449,7 +482,8 @@ impl<M: Media> Store<M> {
                 source.is_unread = false;
                 Step::Moved
             }
-            Window::Failed => {
+            // Without owners the blocks are copied all the same: the map knows their checksums.
+            Window::Failed { .. } => {
                 self.compaction.window = Window::Empty;
                 source.is_unread = false;
                 Step::Moved
@@ -468,19 +502,26 @@ impl<M: Media> Store<M> {
     }
 
     fn fill_window(&mut self, slot: SlotId, block: u32) -> Step {
-        let blocks = WINDOW_BLOCKS.min(self.segments.slot_blocks() - block);
+        let left = WINDOW_BLOCKS.min(self.segments.slot_blocks() - block);
         match self.compaction.window {
-            // What cannot be read cannot be moved: the victim stays, and so does everything in it.
-            Window::Failed if self.compaction.retried => {
-                self.compaction.is_unreadable = true;
-                Step::Waits
+            // One sector that cannot be read must not keep its neighbours from being moved.
+            Window::Failed { block: at, blocks } if at == block && blocks > 1 => {
+                self.compaction.one_by_one = block + blocks;
+                self.read_window(slot, block, 1)
             }
-            Window::Failed => {
-                self.compaction.retried = true;
-                self.read_window(slot, block, blocks)
+            Window::Failed { block: at, .. } if at == block => {
+                self.compaction.read_again = Some(block);
+                self.read_window(slot, block, 1)
             }
-            _ => self.read_window(slot, block, blocks),
+            _ if block < self.compaction.one_by_one => self.read_window(slot, block, 1),
+            _ => self.read_window(slot, block, left),
         }
+    }
+
+    /// Whether the medium has said twice that it cannot read this block.
+    fn is_unreadable(&self, block: u32) -> bool {
+        let failed = Window::Failed { block, blocks: 1 };
+        self.compaction.window == failed && self.compaction.read_again == Some(block)
     }
 
     fn read_window(&mut self, slot: SlotId, block: u32, blocks: u32) -> Step {
@@ -534,11 +575,20 @@ impl<M: Media> Store<M> {
             return;
         }
         self.compaction.window = match (result, self.compaction.window) {
-            (Ok(()), Window::Reading { block, blocks }) => {
-                self.compaction.retried = false;
-                Window::Holds { block, blocks }
-            }
-            _ => Window::Failed,
+            (Ok(()), Window::Reading { block, blocks }) => Window::Holds { block, blocks },
+            (Err(_), Window::Reading { block, blocks }) => Window::Failed { block, blocks },
+            (_, other) => other,
         };
     }
+}
+
+/// What cannot be read is the head of a batch: who owns its blocks stays unknown. False if it is a
+/// block that lives.
+fn forget_head(source: &mut Source, index: u32) -> bool {
+    let is_head = source.next_head == Some(index);
+    if is_head {
+        source.next_head = None;
+        source.known.clear();
+    }
+    is_head
 }

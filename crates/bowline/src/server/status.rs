@@ -69,6 +69,10 @@ impl Data {
                 PoolState::LostWrites
             }
         };
+        if status.unmovable_slots > 0 {
+            conditions.push(unmovable(status.unmovable_slots));
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
         let limit = space.limit_bytes;
         if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
             conditions.push(space_low());
@@ -181,6 +185,16 @@ fn damaged(cause: &str, remedy: &str) -> Condition {
 fn lost_writes(cause: &str, remedy: &str) -> Condition {
     let doing = "writes are refused until the loss is accepted; reads go on";
     condition("lost-writes", cause.to_owned(), doing, remedy)
+}
+
+fn unmovable(slots: usize) -> Condition {
+    let meaning =
+        format!("{slots} slots hold a block that cannot be read or is not what was written");
+    let doing =
+        "reads of such blocks fail; compaction leaves their slots alone and goes on elsewhere";
+    let remedy = "write or discard the blocks that `bowline pool check` lists, or run `bowline pool \
+                  repair`; replace the medium if there are more and more";
+    condition("slots-unmovable", meaning, doing, remedy)
 }
 
 fn space_low() -> Condition {

@@ -23,6 +23,7 @@ impl<M: Media> Store<M> {
 
     /// The closed slot with the least alive in it.
     pub(super) fn choose_victim(&mut self) -> Option<Job> {
+        self.compaction.unmovable.review(&self.segments);
         let blocks = self.segments.slot_blocks();
         let is_worth_it = |live: u32| {
             let is_thin = u64::from(live) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
@@ -45,7 +46,8 @@ impl<M: Media> Store<M> {
             }
             let is_old = kind != SegmentKind::Log
                 || self.segments.residents(slot).iter().all(|(id, _)| *id < oldest_needed);
-            if is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
+            let can_move = is_old && !self.compaction.unmovable.contains(slot);
+            if can_move && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
                 best = Some((live, slot));
             }
         }

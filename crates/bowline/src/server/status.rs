@@ -5,8 +5,8 @@ use bowline_store::{Disk, DiskId, Durability, PoolState as StoreState, Provision
 
 use super::data::Data;
 use crate::control::api::{
-    self, Condition, DiskCounters, DiskStatus, Export, Loss, PoolCounters, PoolState, PoolStatus,
-    Process, Processes, ScrubStatus, ServerStatus, Space, Takeover,
+    self, Allocation, Condition, DiskCounters, DiskStatus, Export, Loss, PoolCounters, PoolState,
+    PoolStatus, Process, Processes, ScrubStatus, ServerStatus, Space, Takeover,
 };
 
 /// From here on a pool is called nearly full.
@@ -81,6 +81,7 @@ impl Data {
         PoolStatus {
             path: self.config.pool.display().to_string(),
             id: format!("{:032x}", self.header.pool.0),
+            allocation: allocation(&self.config.pool),
             state,
             conditions,
             size_bytes: space.capacity_bytes,
@@ -115,7 +116,7 @@ impl Data {
     }
 
     fn status_of(&self, disk: &Disk) -> DiskStatus {
-        let (loss, limits) = (self.disks.loss(disk.id), self.loss_limits(disk.id));
+        let (loss, limits) = (self.disks.loss(disk.id), disk.loss_limits);
         let of_disk = self.nbd.sessions().filter(|session| session.disk == Some(disk.id));
         DiskStatus {
             name: disk.name.clone(),
@@ -157,6 +158,17 @@ fn counters(count: &Counters) -> DiskCounters {
         flush_operations: count.flushes,
         error_operations: count.errors,
         ..DiskCounters::default()
+    }
+}
+
+/// Where the pool has its space from. What the file system says is taken is as good as any memory
+/// of ours: a file may be filled up behind our back, and is by the store.
+fn allocation(path: &std::path::Path) -> Allocation {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    match std::fs::metadata(path) {
+        Ok(pool) if pool.file_type().is_block_device() => Allocation::Device,
+        Ok(pool) if pool.blocks() * 512 >= pool.len() => Allocation::Preallocated,
+        _ => Allocation::Sparse,
     }
 }
 

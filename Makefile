@@ -7,14 +7,15 @@ NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 SCRIPTS := $(shell git ls-files -co --exclude-standard -- '*.sh' .ci/run)
 
 .PHONY: help run demo test check fmt clippy docs deny scripts doctest suite tools tools-check \
-	guest bench man install soak clean
+	guest bench bench-limits man install soak clean
 
 help:
 	@echo 'make run     a disk server with an embedded pool in ./bowline-data'
 	@echo 'make demo    a guest lives through kill -9 of everything, told in words and figures'
 	@echo 'make test    all checks and tests, as CI runs them'
 	@echo 'make tools   install what the tests need (Debian packages; asks for root)'
-	@echo 'make bench   one table against qemu-nbd, nbdkit and the physical limit'
+	@echo 'make bench   one table against qemu-nbd, nbdkit and the physical limit; about an hour'
+	@echo 'make bench-limits   memory, start, recovery, stalls, space: a quarter of an hour, 25 GiB'
 	@echo 'make man     manual pages and completions, into $(BUILD)/man and $(BUILD)/completions'
 	@echo 'make soak PART=name   the long proofs, one part at a time'
 
@@ -74,6 +75,10 @@ guest:
 bench: tools-check
 	$(CARGO) build --release --quiet -p bowline
 	bench/run.sh
+
+bench-limits: tools-check
+	$(CARGO) build --release --quiet -p bowline
+	bench/run.sh limits
 
 man:
 	$(CARGO) run --quiet -p bowline -- manual $(BUILD)

@@ -31,7 +31,10 @@ step() {
         local seeds="$(($1 * 100))..$(($1 * 100 + 100))"
         cargo run --quiet --release -p bowline-sim -- run --seeds "$seeds"
         ;;
-    kill) BOWLINE_KILL_SEED=$1 BOWLINE_KILL_ROUNDS=50 suite kill -- --nocapture --test-threads 1 ;;
+    kill)
+        BOWLINE_KILL_SEED=$1 BOWLINE_KILL_ROUNDS=50 BOWLINE_KILL_EACH=5 \
+            suite kill -- --nocapture --test-threads 1
+        ;;
     guest)
         local systems=(ext4 xfs btrfs)
         suite guest -- --nocapture --test-threads 1 "${systems[$(($1 % 3))]}"

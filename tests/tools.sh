@@ -29,6 +29,9 @@ gcc gcc
 python3 python3
 shellcheck shellcheck
 ldconfig libc-bin
+setpriv util-linux
+prlimit util-linux
+losetup mount
 "
 
 missing_packages() {
@@ -49,12 +52,32 @@ missing_components() {
     cargo clippy --version >/dev/null 2>&1 || echo clippy
 }
 
+# Loop devices, for the tests of raw devices: a container may have the right and lack the nodes.
+make_loop_nodes() {
+    local number
+    [ -e /dev/loop-control ] || as_root mknod /dev/loop-control c 10 237 || true
+    for number in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+        [ -e "/dev/loop$number" ] || as_root mknod "/dev/loop$number" b 7 "$number" || true
+    done
+}
+
+has_loop_device() {
+    local file device status=1
+    file=$(mktemp) && truncate -s 1M "$file"
+    if device=$(losetup --find --show "$file" 2>/dev/null); then
+        losetup --detach "$device" && status=0
+    fi
+    rm -f "$file"
+    return "$status"
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 install() {
     local packages components
+    make_loop_nodes
     components=$(missing_components)
     if [ -n "$components" ]; then
         # shellcheck disable=SC2086 # one argument each
@@ -84,6 +107,11 @@ check() {
     if [ -n "${missing// /}" ]; then
         echo "missing: $missing" >&2
         echo "Nothing is skipped. On Debian, 'make tools' installs them." >&2
+        exit 1
+    fi
+    if ! has_loop_device; then
+        echo "missing: a loop device" >&2
+        echo "Nothing is skipped. The tests of raw devices need root, losetup and /dev/loop*." >&2
         exit 1
     fi
 }

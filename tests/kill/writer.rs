@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bowline_testbed::history::{BLOCK_BYTES, Broken, History, mix};
 use bowline_testbed::nbd::{Address, Client, FUA, Request};
@@ -11,6 +11,9 @@ use bowline_testbed::server::Crash;
 /// Blocks of a writer's own region of the disk.
 const REGION_BLOCKS: u64 = 2048;
 const READ_BLOCKS: u64 = 256;
+
+/// Requests in flight on one connection that a server is to be killed with.
+pub const DEEP: usize = 128;
 
 /// How a writer behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Habit {
 impl Habit {
     pub const NEVER_FLUSHES: Habit =
         Habit { depth: 16, blocks_max: 16, flush_every: 0, fua: false };
+    /// As many requests in flight as a connection has to bear.
+    pub const DEEP: Habit = Habit { depth: DEEP, blocks_max: 4, flush_every: 100, fua: false };
     pub const FLUSHES: Habit = Habit { depth: 8, blocks_max: 4, flush_every: 32, fua: false };
     pub const FUA: Habit = Habit { depth: 4, blocks_max: 64, flush_every: 0, fua: true };
     /// The order of such writes is known, so that a prefix can be judged.
@@ -36,11 +41,20 @@ impl Habit {
 
 /// How far all writers are.
 #[derive(Default)]
-pub struct Progress(AtomicU64);
+pub struct Progress {
+    writes: AtomicU64,
+    deepest: AtomicUsize,
+}
 
 impl Progress {
+    /// Writes that were acknowledged.
     pub fn writes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// The most requests that were in flight on one connection.
+    pub fn deepest(&self) -> usize {
+        self.deepest.load(Ordering::Relaxed)
     }
 }
 
@@ -73,6 +87,11 @@ impl Writer {
             history: History::new(writer),
             random: seed,
         }
+    }
+
+    /// Whether it keeps [`DEEP`] requests in flight.
+    pub fn is_deep(&self) -> bool {
+        self.habit.depth >= DEEP
     }
 
     fn first_block(&self) -> u64 {
@@ -116,6 +135,7 @@ impl Writer {
                 self.send(&mut client, flying)?;
                 since_flush += 1;
             }
+            progress.deepest.fetch_max(flying.writes.len(), Ordering::Relaxed);
             let reply = client.receive()?;
             assert_eq!(reply.error, 0, "a request was answered with error {}", reply.error);
             if reply.cookie == FLUSH_COOKIE {
@@ -125,7 +145,7 @@ impl Writer {
                 let known = flying.writes.remove(&reply.cookie);
                 assert!(known.is_some(), "write {} is answered twice, or never sent", reply.cookie);
                 self.history.acknowledge(reply.cookie);
-                progress.0.fetch_add(1, Ordering::Relaxed);
+                progress.writes.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

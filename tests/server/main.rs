@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod device;
+mod loss;
+mod many;
+mod user;
+
 use std::time::Duration;
 
 use bowline_testbed::nbd::Client;
@@ -225,4 +230,39 @@ fn disks_come_grow_and_go_while_others_are_used() {
     server.bowline(&["pool", "grow", "--size", "512M"]).unwrap();
     let pool = server.json(&["pool", "status"]).unwrap();
     assert!(pool["size_bytes"].as_u64().unwrap() > 400 << 20, "{pool}");
+}
+
+#[test]
+fn what_this_version_does_not_know_is_refused() {
+    let server = Server::start(setup()).unwrap();
+    let program = env!("CARGO_BIN_EXE_bowline");
+    let folder = server.folder().display().to_string();
+    for (option, value) in [("--vhost-user", folder.as_str()), ("--partner", "on")] {
+        let output = tool::output(program, &["serve", option, value]).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(option) && said.contains("not known to this version"), "{said}");
+    }
+    for provision in ["lazy", "eager"] {
+        let create = ["disk", "create", "other", "--size", "1M", "--provision", provision];
+        let said = server.bowline(&create).unwrap_err().to_string();
+        assert!(said.contains(&format!("--provision {provision} is not known")), "{said}");
+        let refusal = server.json(&create).unwrap();
+        assert_eq!(refusal["error"]["kind"], "usage", "{refusal}");
+    }
+    assert!(server.bowline(&["disk", "show", "other"]).is_err(), "nothing was made");
+    server.bowline(&["disk", "create", "other", "--size", "1M", "--provision", "thin"]).unwrap();
+}
+
+#[test]
+fn status_says_where_a_pool_has_its_space_from() {
+    let mut server = Server::start(setup()).unwrap();
+    assert_eq!(server.json(&["pool", "status"]).unwrap()["allocation"], "sparse");
+    server.stop().unwrap();
+    let pool = server.pool().display().to_string();
+    let program = env!("CARGO_BIN_EXE_bowline");
+    let create = ["pool", "create", &pool, "--size", "256M", "--preallocate", "--yes"];
+    tool::run(program, &create).unwrap();
+    server.serve().unwrap();
+    assert_eq!(server.json(&["pool", "status"]).unwrap()["allocation"], "preallocated");
 }

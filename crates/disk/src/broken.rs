@@ -26,6 +26,10 @@ pub(crate) enum Broken {
     FlushFromMemory,
     /// FUA is answered at once.
     FuaFromMemory,
+    /// What a predecessor acknowledged does not count against the limits of loss.
+    ForgetPredecessor,
+    /// Nobody is told when the oldest write was acknowledged.
+    ClockStands,
     /// Replies go on when the limits of loss are reached.
     EndlessLoss,
     /// Nothing is flushed in the background.

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bowline_arena::{Memory, SharedPages, Span};
-use bowline_store::{BLOCK_BYTES, DiskId, Durability, Micros, Payload, Refused, Seq, Ticket};
+use bowline_store::{
+    BLOCK_BYTES, DiskId, Durability, LossLimits, Micros, Payload, Refused, Seq, Ticket,
+};
 
 use crate::area::Area;
 use crate::broken::Broken;
 use crate::event::{DiskEvent, Submitted};
-use crate::loss::{FlushTimes, Loss, LossLimits, Unflushed};
+use crate::loss::{FlushTimes, Inherited, Loss, Unflushed};
 use crate::operation::{OperationId, Queue};
 use crate::slots::Slots;
 use crate::staging::{Shortage, Work};
@@ -112,6 +114,10 @@ pub struct Disks<V> {
     pub(crate) flushing_through: Seq,
     pub(crate) durable_through: Seq,
     pub(crate) flush_times: FlushTimes,
+    /// When the oldest write was acknowledged that a limit of loss counts; the volume knows it too.
+    pub(crate) loss_clock: Option<Micros>,
+    /// What a predecessor acknowledged, until it is durable.
+    inherited: Option<Inherited>,
     pub(crate) counters: DiskCounters,
     #[cfg(test)]
     pub(crate) broken: Option<Broken>,
@@ -143,13 +149,19 @@ impl<V: Volume> Disks<V> {
             flushing_through: durable_through,
             durable_through,
             flush_times: FlushTimes::default(),
+            loss_clock: None,
+            inherited: None,
             counters: DiskCounters::default(),
             #[cfg(test)]
             broken: None,
         };
         if has_unflushed {
-            // Acknowledged by a predecessor; nobody knows any more when.
+            let through = disks.volume.admitted_through();
+            disks.loss_clock = disks.volume.loss_clock();
+            disks.inherited = disks.loss_clock.map(|since| Inherited { since, through });
             disks.flush_in_background();
+        } else {
+            disks.volume.set_loss_clock(None);
         }
         disks
     }
@@ -185,7 +197,7 @@ impl<V: Volume> Disks<V> {
         self.now = self.now.max(now);
     }
 
-    /// Sets how much a disk may lose while it is `ordered`.
+    /// The catalogue says anew how much a disk may lose while it is `ordered`.
     pub fn set_loss_limits(&mut self, disk: DiskId, limits: LossLimits) {
         self.state(disk).limits = limits;
         self.flush_due = self.now;
@@ -363,6 +375,7 @@ impl<V: Volume> Disks<V> {
         if let Err(error) = self.volume.set_durability(disk, durability) {
             return Submitted::Done(Err(error.into()));
         }
+        self.set_loss_clock();
         self.flush_due = self.now;
         self.make_durable(ticket);
         Submitted::Pending
@@ -468,7 +481,12 @@ impl<V: Volume> Disks<V> {
     /// What is known of a disk. Met for the first time, all that was admitted may be its own.
     pub(crate) fn state(&mut self, disk: DiskId) -> &mut State {
         let admitted_through = self.volume.admitted_through();
-        self.states.entry(disk).or_insert_with(|| State::new(admitted_through))
+        let forgets = self.is_broken(Broken::ForgetPredecessor);
+        let inherited = self.inherited.filter(|one| one.through > self.durable_through && !forgets);
+        let known = self.volume.disk(disk).map(|known| known.loss_limits);
+        self.states
+            .entry(disk)
+            .or_insert_with(|| State::new(admitted_through, known.unwrap_or_default(), inherited))
     }
 }
 
@@ -479,11 +497,16 @@ enum Access {
 }
 
 impl State {
-    fn new(seq: Seq) -> State {
+    /// What a predecessor acknowledged may all be this disk's, as much as its limits allowed.
+    fn new(seq: Seq, limits: LossLimits, inherited: Option<Inherited>) -> State {
+        let mut unflushed = Unflushed::default();
+        if let Some(Inherited { since, through }) = inherited {
+            unflushed.note(since, through, limits.loss_bytes_max, through, &limits);
+        }
         State {
             queue: Queue::default(),
-            limits: LossLimits::default(),
-            unflushed: Unflushed::default(),
+            limits,
+            unflushed,
             held: VecDeque::new(),
             seq,
             is_dirty: false,

@@ -120,6 +120,7 @@ impl<V: Volume> Disks<V> {
         if is_endless || (state.held.is_empty() && state.may_lose(now, bytes)) {
             state.unflushed.note(now, seq, bytes, flushing_through, &state.limits);
             self.note_dirty(disk);
+            self.start_loss_clock(is_ordered);
             return Submitted::Done(Ok(()));
         }
         state.held.push_back(Held { ticket, seq, loss_bytes: bytes });
@@ -156,6 +157,28 @@ impl<V: Volume> Disks<V> {
         }
     }
 
+    /// A write is acknowledged: if nothing was to be lost until now, there is from now on. Before
+    /// its reply, so that a successor knows.
+    fn start_loss_clock(&mut self, is_ordered: bool) {
+        if is_ordered && self.loss_clock.is_none() && !self.is_broken(Broken::ClockStands) {
+            self.loss_clock = Some(self.now);
+            self.volume.set_loss_clock(self.loss_clock);
+        }
+    }
+
+    /// Puts the clock of loss to the oldest write that is left.
+    pub(crate) fn set_loss_clock(&mut self) {
+        let of_disk = |disk: &DiskId| {
+            let is_ordered = self.durability(*disk) == Some(Durability::Ordered);
+            self.states.get(disk).filter(|_| is_ordered)?.unflushed.since()
+        };
+        let oldest = self.dirty.iter().filter_map(of_disk).min();
+        if oldest != self.loss_clock {
+            self.loss_clock = oldest;
+            self.volume.set_loss_clock(oldest);
+        }
+    }
+
     /// Forgets what has become durable and gives the replies that waited for it.
     fn note_durable(&mut self) {
         let durable_through = self.volume.durable_through();
@@ -172,6 +195,7 @@ impl<V: Volume> Disks<V> {
                 self.dirty.swap_remove(index);
             }
         }
+        self.set_loss_clock();
         self.flush_due = self.now;
     }
 

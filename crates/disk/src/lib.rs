@@ -51,8 +51,9 @@ mod staging;
 mod tests;
 mod volume;
 
+pub use bowline_store::LossLimits;
 pub use disks::{DiskCounters, Disks, SECTOR_BYTES};
 pub use error::{IoError, IoErrorKind};
 pub use event::{ByteExtent, DiskEvent, Submitted};
-pub use loss::{Loss, LossLimits};
+pub use loss::Loss;
 pub use volume::Volume;

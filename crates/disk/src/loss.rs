@@ -6,30 +6,16 @@
 
 use std::collections::VecDeque;
 
-use bowline_store::{Micros, Seq};
+use bowline_store::{LossLimits, Micros, Seq};
 
 /// Chunks that a limit is divided into.
 const GRAINS: u64 = 32;
 
-/// How much an `ordered` disk may lose when power is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LossLimits {
-    /// The acknowledgements that can be lost span no more time than this.
-    pub loss_ms_max: u64,
-    /// They hold no more bytes than this. A run of zeros or a discard counts as one block.
-    pub loss_bytes_max: u64,
-}
-
-impl Default for LossLimits {
-    fn default() -> LossLimits {
-        LossLimits { loss_ms_max: 1000, loss_bytes_max: 64 << 20 }
-    }
-}
-
-impl LossLimits {
-    pub(crate) fn micros_max(&self) -> u64 {
-        self.loss_ms_max.saturating_mul(1000)
-    }
+/// What a predecessor acknowledged and did not make durable: since when, and up to which change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inherited {
+    pub since: Micros,
+    pub through: Seq,
 }
 
 /// What a loss of power would cost on one disk now.

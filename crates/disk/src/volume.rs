@@ -64,6 +64,13 @@ pub trait Volume {
     /// A disk by its id.
     fn disk(&self, disk: DiskId) -> Option<&Disk>;
 
+    /// Keeps, where it outlives the process, when the oldest write was acknowledged on an `ordered`
+    /// disk that is not durable; none if there is no such write.
+    fn set_loss_clock(&mut self, since: Option<Micros>);
+
+    /// What was last kept so, perhaps by a predecessor.
+    fn loss_clock(&self) -> Option<Micros>;
+
     /// Changes what FLUSH means on a disk: a record of the log like any other.
     ///
     /// # Errors
@@ -121,6 +128,14 @@ impl<M: Media> Volume for Store<M> {
 
     fn disk(&self, disk: DiskId) -> Option<&Disk> {
         Store::disk(self, disk)
+    }
+
+    fn set_loss_clock(&mut self, since: Option<Micros>) {
+        Store::set_loss_clock(self, since);
+    }
+
+    fn loss_clock(&self) -> Option<Micros> {
+        Store::loss_clock(self)
     }
 
     fn set_durability(&mut self, disk: DiskId, durability: Durability) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline_store::Micros;
 
@@ -11,34 +11,37 @@ use bowline_store::Micros;
 pub struct Clock(Rc<Inner>);
 
 struct Inner {
-    /// None: the time only moves when it is advanced.
-    start: Option<Instant>,
+    /// Otherwise the time only moves when it is advanced.
+    is_system: bool,
     moved: Cell<u64>,
     alarm: Cell<Option<Micros>>,
 }
 
 impl Clock {
-    /// The machine's monotonic clock, from zero.
+    /// The machine's monotonic clock: the same in all processes of a boot.
     #[must_use]
     pub fn system() -> Clock {
-        Clock::new(Some(Instant::now()))
+        Clock::new(true)
     }
 
     /// A clock that stands still until it is advanced or somebody waits for it.
     #[must_use]
     pub fn manual() -> Clock {
-        Clock::new(None)
+        Clock::new(false)
     }
 
-    fn new(start: Option<Instant>) -> Clock {
-        Clock(Rc::new(Inner { start, moved: Cell::new(0), alarm: Cell::new(None) }))
+    fn new(is_system: bool) -> Clock {
+        Clock(Rc::new(Inner { is_system, moved: Cell::new(0), alarm: Cell::new(None) }))
     }
 
     /// The time now.
     #[must_use]
     pub fn now(&self) -> Micros {
-        let ran = self.0.start.map_or(0, |start| start.elapsed().as_micros() as u64);
-        Micros(ran + self.0.moved.get())
+        if !self.0.is_system {
+            return Micros(self.0.moved.get());
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Micros(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000)
     }
 
     /// Moves the time forward.
@@ -49,10 +52,7 @@ impl Clock {
     /// Waits until `at`; a manual clock jumps there.
     pub fn sleep_until(&self, at: Micros) {
         let left = Duration::from_micros(at.0.saturating_sub(self.now().0));
-        match self.0.start {
-            Some(_) => std::thread::sleep(left),
-            None => self.advance(left),
-        }
+        if self.0.is_system { std::thread::sleep(left) } else { self.advance(left) }
     }
 
     /// Asks to be polled again at `at`, or earlier.

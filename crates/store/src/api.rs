@@ -92,6 +92,9 @@ pub enum StoreError {
     /// The pool is damaged; what and where.
     #[error("the pool is damaged: {0}")]
     Damaged(String),
+    /// The pool holds something that only another version of this program understands.
+    #[error("the pool was written by another version: {0}")]
+    Version(String),
     /// The medium holds no pool, or one of another version.
     #[error("{0}")]
     NotAPool(String),
@@ -179,6 +182,29 @@ pub enum Provision {
     Eager,
 }
 
+/// How much an `ordered` disk may lose when power is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LossLimits {
+    /// The acknowledgements that can be lost span no more time than this.
+    pub loss_ms_max: u64,
+    /// They hold no more bytes than this. A run of zeros or a discard counts as one block.
+    pub loss_bytes_max: u64,
+}
+
+impl LossLimits {
+    /// The time in microseconds.
+    #[must_use]
+    pub fn micros_max(&self) -> u64 {
+        self.loss_ms_max.saturating_mul(1000)
+    }
+}
+
+impl Default for LossLimits {
+    fn default() -> LossLimits {
+        LossLimits { loss_ms_max: 1000, loss_bytes_max: 64 << 20 }
+    }
+}
+
 /// A disk as the catalogue knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -196,4 +222,6 @@ pub struct Disk {
     pub provision: Provision,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What may be lost of it while it is `ordered`.
+    pub loss_limits: LossLimits,
 }

@@ -9,7 +9,12 @@
 //!
 //! Nothing that points at a block changes: its address is (segment, index), wherever the segment
 //! lies.
+//!
+//! A live block that cannot be read, or is not what was written, stays where it is: its slot is left
+//! alone until that block is dead, and other slots are emptied meanwhile. Copied as it is now, it
+//! might be lost for good although the next read would have been right.
 
+mod unmovable;
 mod victim;
 mod windows;
 
@@ -28,6 +33,7 @@ use crate::store::{Broken, Store};
 use crate::tables::{Directory, LiveBits};
 use crate::{Io, LineageId, Media, MediumError, SegmentId, SlotId};
 
+use unmovable::Unmovable;
 use windows::{Known, Windows};
 pub(crate) use windows::{WINDOW_BLOCKS, WINDOWS_MAX};
 
@@ -80,6 +86,17 @@ impl Source {
         self.piece.block + self.piece.directory.len()
     }
 
+    /// What cannot be read is the head of a batch: who owns its blocks stays unknown. False if it
+    /// is a block that lives.
+    fn forget_head(&mut self, index: u32) -> bool {
+        let is_head = self.next_head == Some(index);
+        if is_head {
+            self.next_head = None;
+            self.known.clear();
+        }
+        is_head
+    }
+
     /// Learns who owns the blocks of a batch.
     fn parse_head(&mut self, salt: u64, index: u32, block: &[u8]) {
         let head = read_batch(salt, block);
@@ -88,7 +105,8 @@ impl Source {
             return;
         };
         self.known.clear();
-        for found in Entries::new(block, head.entries) {
+        // Behind an entry that is not known the owners are not known either.
+        for found in Entries::new(block, head.entries).map_while(Result::ok) {
             if !found.entry.kind.has_data() {
                 continue;
             }
@@ -141,8 +159,10 @@ pub(crate) struct Compaction {
     idle_jobs: usize,
     /// Blocks the present job has put into images.
     put_blocks: u32,
-    /// A read has failed, and then again.
-    is_unreadable: bool,
+    /// Slots that are left alone.
+    unmovable: Unmovable,
+    /// The index that cannot be moved.
+    bad: Option<u32>,
     windows: Windows,
     job: Option<Job>,
     flushed: bool,
@@ -155,7 +175,8 @@ impl Compaction {
             exhausted_at: None,
             idle_jobs: 0,
             put_blocks: 0,
-            is_unreadable: false,
+            unmovable: Unmovable::default(),
+            bad: None,
             windows: Windows::new(memory, work),
             job: None,
             flushed: false,
@@ -224,9 +245,6 @@ impl<M: Media> Store<M> {
         let step = self.step_job(&mut job);
         if step != Step::Done {
             self.compaction.job = Some(job);
-        }
-        if std::mem::take(&mut self.compaction.is_unreadable) {
-            self.stop_writing("compaction could not read a slot; run `bowline pool scrub`");
         }
         self.write_runs();
         step != Step::Waits
@@ -316,6 +334,9 @@ impl<M: Media> Store<M> {
         } else {
             self.write_head(job, source, &mut image)
         };
+        if let Some(index) = self.compaction.bad.take() {
+            return self.leave_alone(job, source.segment, index);
+        }
         if step == Step::Done {
             return Step::Moved;
         }
@@ -417,8 +438,14 @@ impl<M: Media> Store<M> {
                 continue;
             };
             let block = source.piece.block + position;
-            let Known::At(window, at) = self.compaction.windows.known(block, 1) else {
-                return self.read_windows(victim, block, 1, source.data_end());
+            let (window, at) = match self.compaction.windows.known(block, 1) {
+                Known::At(window, at) => (window, at),
+                Known::NotYet => return self.read_windows(victim, block, 1, source.data_end()),
+                Known::Unreadable if source.forget_head(index) => continue,
+                Known::Unreadable => {
+                    self.compaction.bad = Some(index);
+                    return Step::Moved;
+                }
             };
             let bytes = self.compaction.windows.bytes(window, at, 1);
             if source.next_head == Some(index) {
@@ -429,7 +456,15 @@ impl<M: Media> Store<M> {
             if !stream.has_buffer() {
                 return Step::Waits;
             }
-            image.owners.push(source.owner_of(self.header.salt, index, bytes));
+            let owner = source.owner_of(self.header.salt, index, bytes);
+            if block_checksum(self.header.salt, bytes) != owner.checksum {
+                if self.compaction.windows.read_again(block) {
+                    return self.read_windows(victim, block, 1, source.data_end());
+                }
+                self.compaction.bad = Some(index);
+                return Step::Moved;
+            }
+            image.owners.push(owner);
             source.next = index + 1;
             self.compaction.put_blocks += 1;
             stream.put(&self.memory, bytes);
@@ -447,8 +482,9 @@ impl<M: Media> Store<M> {
                 let head = read_image_head(self.header.salt, windows.bytes(window, at, blocks));
                 source.known = head.map(|head| head.owners).unwrap_or_default();
             }
-            Known::NotYet => return self.read_windows(victim, block, blocks, block + blocks),
-            Known::Unreadable => {}
+            // Without owners the blocks are copied all the same: the map knows their checksums.
+            _ if windows.has_failed(block) => {}
+            _ => return self.read_windows(victim, block, blocks, block + blocks),
         }
         source.is_unread = false;
         Step::Moved
@@ -456,9 +492,6 @@ impl<M: Media> Store<M> {
 
     /// Has blocks of the victim read, and what follows them read ahead.
     fn read_windows(&mut self, victim: SlotId, block: u32, blocks: u32, end: u32) -> Step {
-        // What cannot be read cannot be moved: the victim stays, and so does everything in it.
-        self.compaction.is_unreadable =
-            self.compaction.windows.known(block, blocks) == Known::Unreadable;
         while let Some(read) = self.compaction.windows.next_read(block, blocks, end) {
             let (at, into) = (self.header.block_at(victim, read.block), read.into);
             let purpose = Purpose::CompactionRead(read.window);

@@ -30,8 +30,8 @@ mod store;
 pub mod tables;
 
 pub use api::{
-    BlockState, Disk, Durability, Event, Extent, Payload, Provision, ReadError, Refused,
-    StoreError, Ticket,
+    BlockState, Disk, Durability, Event, Extent, LossLimits, Payload, Provision, ReadError,
+    Refused, StoreError, Ticket,
 };
 pub use check::{
     CheckOptions, CheckProgress, CheckReport, CheckVerdict, CheckedDisk, Finding, Loss, RepairStep,

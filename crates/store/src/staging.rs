@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0     magic u64, released u64: batches up to it are not needed any more,
-//!       epoch u64 that fills it, next epoch u64 that is about to
+//!       epoch u64 that fills it, next epoch u64 that is about to, loss clock u64
 //! 4096  descriptors, 512 bytes each, batch n in descriptor n modulo their count:
 //!       number u64, head offset u64, progress u64, spans of data {first page u32, pages u32}
 //! ```
@@ -17,12 +17,13 @@
 use bowline_arena::{Memory, PAGE_BYTES, Part, Span};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::{BatchNumber, Epoch};
+use crate::{BatchNumber, Epoch, Micros};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"BOWLSTG1");
 const RELEASED_AT: u32 = 8;
 const EPOCH_AT: u32 = 16;
 const NEXT_EPOCH_AT: u32 = 24;
+const LOSS_CLOCK_AT: u32 = 32;
 const DESCRIPTORS_AT: u32 = 4096;
 const DESCRIPTOR_BYTES: u32 = 512;
 const HEAD_AT: u32 = 8;
@@ -97,7 +98,7 @@ impl Staging {
     /// Makes the area empty.
     pub(crate) fn format(&mut self, memory: &Memory) {
         memory.publish(&mut self.control, 0, 0);
-        for at in [RELEASED_AT, EPOCH_AT, NEXT_EPOCH_AT] {
+        for at in [RELEASED_AT, EPOCH_AT, NEXT_EPOCH_AT, LOSS_CLOCK_AT] {
             memory.publish(&mut self.control, at, 0);
         }
         for index in 0..self.descriptors as u32 {
@@ -114,6 +115,20 @@ impl Staging {
     /// The epoch has begun; from here on the area is its own.
     pub(crate) fn begin(&mut self, memory: &Memory, epoch: Epoch) {
         memory.publish(&mut self.control, EPOCH_AT, epoch.0);
+    }
+
+    /// Says when the oldest write was acknowledged that a limit of loss counts.
+    pub(crate) fn set_loss_clock(&mut self, memory: &Memory, since: Option<Micros>) {
+        let word = since.map_or(0, |since| since.0.max(1));
+        if memory.read(&self.control, LOSS_CLOCK_AT) != word {
+            memory.publish(&mut self.control, LOSS_CLOCK_AT, word);
+        }
+    }
+
+    /// What was last said of it, perhaps by a dead process.
+    pub(crate) fn loss_clock(&self, memory: &Memory) -> Option<Micros> {
+        let word = memory.read(&self.control, LOSS_CLOCK_AT);
+        (word > 0).then_some(Micros(word))
     }
 
     /// Publishes progress before the content it covers: a broken mode for the explorer to catch.

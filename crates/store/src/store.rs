@@ -229,6 +229,16 @@ impl<M: Media> Store<M> {
         first.map_or(self.seq, |seq| Seq(seq.0.saturating_sub(1)))
     }
 
+    /// Keeps in the arena when the oldest write was acknowledged that a limit of loss counts.
+    pub fn set_loss_clock(&mut self, since: Option<Micros>) {
+        self.log.staging.set_loss_clock(&self.memory, since);
+    }
+
+    /// What was last kept there, perhaps by a process that died.
+    pub fn loss_clock(&self) -> Option<Micros> {
+        self.log.staging.loss_clock(&self.memory)
+    }
+
     /// What there is to tell.
     pub fn next_event(&mut self) -> Option<Event> {
         self.events.pop_front()

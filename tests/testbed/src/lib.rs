@@ -3,10 +3,12 @@
 //! - [`server`] starts Bowline or one of its peers, and kills it as a crash would;
 //! - [`nbd`] is a client of our own, small enough to be trusted as a judge;
 //! - [`history`] remembers what clients were told, and judges what is found afterwards;
+//! - [`device`] gives raw devices;
 //! - [`guest`] boots Linux in QEMU and runs commands in it;
 //! - [`story`] is the demo: a guest that lives through the death of its disk server;
 //! - [`tool`] runs foreign programs.
 
+pub mod device;
 pub mod guest;
 pub mod history;
 pub mod nbd;

@@ -188,6 +188,17 @@ impl Client {
         Ok(Reply { error, cookie: self.number()? })
     }
 
+    /// Waits for the next reply, which must be one to a read of so many bytes.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn receive_read(&mut self, bytes: u32) -> io::Result<(Reply, Vec<u8>)> {
+        let reply = self.receive()?;
+        let mut data = vec![0; if reply.error == 0 { bytes as usize } else { 0 }];
+        self.stream.read_exact(&mut data)?;
+        Ok((reply, data))
+    }
+
     /// Sends one request and waits for its end.
     ///
     /// # Errors

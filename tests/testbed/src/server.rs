@@ -67,6 +67,12 @@ pub struct Setup {
     pub arguments: Vec<String>,
     /// More environment for `bowline serve`.
     pub environment: Vec<(String, String)>,
+    /// A raw device to be the pool, instead of a file.
+    pub device: Option<PathBuf>,
+    /// A command that `bowline serve` is started through, as `prlimit`.
+    pub wrapper: Vec<String>,
+    /// The user the pool and the folders belong to, if it is another than the test's.
+    pub owner: Option<u32>,
 }
 
 impl Setup {
@@ -80,6 +86,9 @@ impl Setup {
             disks: vec![("disk".into(), 64 << 20)],
             arguments: Vec::new(),
             environment: Vec::new(),
+            device: None,
+            wrapper: Vec::new(),
+            owner: None,
         }
     }
 }
@@ -114,6 +123,11 @@ impl Server {
         let port = free_port()?;
         let mut server = Server { setup, folder, arena, port, processes: Vec::new() };
         server.make()?;
+        for path in [server.folder.path(), server.arena.path(), &server.pool()] {
+            if server.setup.owner.is_some() {
+                std::os::unix::fs::chown(path, server.setup.owner, server.setup.owner)?;
+            }
+        }
         server.serve()?;
         if server.setup.kind == Kind::Bowline {
             for (name, bytes) in server.setup.disks.clone() {
@@ -130,7 +144,11 @@ impl Server {
                 let bytes = self.setup.pool_bytes.to_string();
                 let (program, pool) =
                     (self.setup.program.to_string_lossy(), path.to_string_lossy());
-                tool::run(&program, &["pool", "create", &pool, "--size", &bytes])?;
+                let size: &[&str] = match self.setup.device {
+                    Some(_) => &[],
+                    None => &["--size", &bytes],
+                };
+                tool::run(&program, &[&["pool", "create", &pool], size].concat())?;
             }
             Kind::QemuNbd => {
                 for (name, bytes) in &self.setup.disks {
@@ -188,6 +206,20 @@ impl Server {
         self.processes.iter_mut().all(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
+    /// Waits for the end of a server that is about to end, or has. Whether it was killed.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn ended_by_kill(&mut self) -> Result<bool> {
+        use std::os::unix::process::ExitStatusExt;
+        until("the server ends", Duration::from_secs(60), || self.is_dead())?;
+        let mut was_killed = false;
+        for mut child in self.processes.drain(..) {
+            was_killed |= child.wait()?.signal() == Some(Signal::KILL.as_raw());
+        }
+        Ok(was_killed)
+    }
+
     fn is_ready(&self) -> bool {
         if self.setup.kind == Kind::Bowline {
             return self.bowline(&["wait", "--timeout", "0s"]).is_ok();
@@ -215,8 +247,10 @@ impl Server {
     }
 
     fn bowline_serve(&self) -> Command {
-        let mut command = tool::command(&self.setup.program);
-        command.arg("serve").arg("--pool").arg(self.pool());
+        let program = self.setup.program.clone().into_os_string();
+        let mut words = self.setup.wrapper.iter().map(Into::into).chain([program]);
+        let mut command = tool::command(words.next().unwrap_or_default());
+        command.args(words).arg("serve").arg("--pool").arg(self.pool());
         command.args(["--nbd", &format!("unix:{}", self.socket(0).display())]);
         command.args(["--nbd", &format!("tcp:127.0.0.1:{}", self.port)]);
         command.arg("--control").arg(self.control()).arg("--arena").arg(self.arena.path());
@@ -388,10 +422,10 @@ impl Server {
         self.arena.path()
     }
 
-    /// The file of the pool.
+    /// The file of the pool, or its device.
     #[must_use]
     pub fn pool(&self) -> PathBuf {
-        self.folder.path().join("pool")
+        self.setup.device.clone().unwrap_or_else(|| self.folder.path().join("pool"))
     }
 
     /// What the server said.

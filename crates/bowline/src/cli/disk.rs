@@ -44,7 +44,7 @@ pub struct Create {
     /// What a flush means
     #[arg(long, value_enum, default_value = "strict")]
     durability: Durability,
-    /// When its space is taken
+    /// When its space is taken (lazy and eager are not known to this version: refused)
     #[arg(long, value_enum, default_value = "thin")]
     provision: Provision,
 }

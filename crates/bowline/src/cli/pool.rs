@@ -133,6 +133,7 @@ pub fn words(pool: &PoolStatus) -> String {
     let mut text = output::fields(&[
         ("pool", pool.path.clone()),
         ("state", pool.state.word().into()),
+        ("allocation", pool.allocation.word().into()),
         ("physical", taken),
         ("logical", Size(space.logical_bytes).to_string()),
         ("mapped", Size(space.mapped_bytes).to_string()),

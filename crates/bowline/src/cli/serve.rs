@@ -30,14 +30,14 @@ pub struct Serve {
     /// Where NBD clients connect: tcp:HOST:PORT or unix:PATH; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     nbd: Vec<Listen>,
-    /// A folder for vhost-user sockets, one per disk
+    /// A folder for vhost-user sockets, one per disk (not known to this version: refused)
     #[arg(long, value_name = "DIR")]
     vhost_user: Option<PathBuf>,
     /// A folder on tmpfs for what must outlive the process
     #[arg(long, value_name = "DIR")]
     arena: Option<PathBuf>,
-    /// Whether a second process stands by to take over
-    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+    /// Whether a second process stands by to take over (on is not known to this version: refused)
+    #[arg(long, value_name = "on|off", default_value = "off", hide_possible_values = true)]
     partner: Switch,
     /// Memory of all processes together
     #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BYTES))]
@@ -55,6 +55,8 @@ impl Serve {
         logging::start();
         bowline_arena::fail::arm_from_environment()
             .map_err(|error| super::usage("a fail point cannot be armed").why(error.to_string()))?;
+        self.refuse_what_is_not_there()?;
+        allow_descriptors();
         let config = self.config(control)?;
         for folder in [config.control.parent(), Some(config.arena.as_path())].into_iter().flatten()
         {
@@ -69,6 +71,20 @@ impl Serve {
         Ok(Outcome::Well)
     }
 
+    /// What is asked for and cannot be done is not passed over in silence.
+    fn refuse_what_is_not_there(&self) -> Result<(), Problem> {
+        if self.vhost_user.is_some() {
+            return Err(super::usage("--vhost-user is not known to this version")
+                .next("leave it out: guests reach their disks by NBD"));
+        }
+        if self.partner == Switch::On {
+            return Err(super::usage("--partner on is not known to this version")
+                .why("no second process can take over yet")
+                .next("leave it out: a server that is started again loses nothing"));
+        }
+        Ok(())
+    }
+
     fn config(self, control: Option<PathBuf>) -> Result<ServeConfig, Problem> {
         let (pool, sockets, embedded) = place(self.pool)?;
         let mut nbd = self.nbd;
@@ -80,10 +96,8 @@ impl Serve {
             pool,
             embedded,
             nbd,
-            vhost_user: self.vhost_user,
             control: control.unwrap_or_else(|| sockets.join("control.sock")),
             arena: self.arena.unwrap_or_else(arena),
-            partner: self.partner == Switch::On,
             memory_bytes: self.memory.0,
             media_filters: self.media_filter,
             accept_loss: self.accept_loss,
@@ -120,6 +134,16 @@ fn arena() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(folder) if Path::new(&folder).is_dir() => Path::new(&folder).join("bowline"),
         _ => format!("/dev/shm/bowline-{}", rustix::process::getuid().as_raw()).into(),
+    }
+}
+
+/// Takes as many descriptors as the system gives: each connection needs one. What it refuses shows
+/// when they run out, and in the log.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

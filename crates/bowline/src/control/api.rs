@@ -13,8 +13,8 @@ pub use disk::{
     Provision,
 };
 pub use pool::{
-    CheckReport, Finding, GrowPool, PoolCounters, PoolCreated, PoolState, PoolStatus, Repair,
-    RepairReport, Resume, Scrub, ScrubAction, ScrubState, ScrubStatus, Space, Verdict,
+    Allocation, CheckReport, Finding, GrowPool, PoolCounters, PoolCreated, PoolState, PoolStatus,
+    Repair, RepairReport, Resume, Scrub, ScrubAction, ScrubState, ScrubStatus, Space, Verdict,
 };
 pub use problem::{Condition, Kind, Problem};
 pub use server::{Export, Process, Processes, ServerStatus, Stopped, Takeover};

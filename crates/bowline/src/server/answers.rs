@@ -3,8 +3,8 @@
 //! What changes the catalogue is a record of the log: it is answered when that is durable, and the
 //! loop goes on meanwhile.
 
-use bowline_disk::{IoError, LossLimits};
-use bowline_store::{Disk, DiskId, Durability, Provision, StoreError, Ticket};
+use bowline_disk::IoError;
+use bowline_store::{Disk, DiskId, Durability, LossLimits, Provision, StoreError, Ticket};
 
 use super::command::{Command, Reply};
 use super::data::Data;
@@ -95,13 +95,16 @@ impl Data {
 
     fn create_disk(&mut self, order: &DiskCreate) -> Result<DiskId, Problem> {
         let name = &order.name;
+        if order.provision != api::Provision::Thin {
+            return Err(no_reservation(order.provision));
+        }
         if self.disks.store().disk_by_name(name).is_some() {
             return Err(Problem::new(Kind::Exists, format!("there is a disk {name:?} already"))
                 .next(format!("bowline disk show {name}")));
         }
-        let (durability, provision) = (durability(order.durability), provision(order.provision));
+        let durability = durability(order.durability);
         let store = self.disks.store_mut();
-        let made = store.create_disk(name, order.size_bytes, durability, provision);
+        let made = store.create_disk(name, order.size_bytes, durability, Provision::Thin);
         made.map_err(|error| refused(&format!("cannot make disk {name:?}"), &error))
     }
 
@@ -112,36 +115,24 @@ impl Data {
             let what = format!("disk {name:?} would lose what lies past its new end");
             return Err(Problem::new(Kind::Usage, what).next("say --shrink if that is meant"));
         }
-        self.change_limits(old.id, change);
+        let loss_limits = LossLimits {
+            loss_ms_max: change.max_loss_ms.unwrap_or(old.loss_limits.loss_ms_max),
+            loss_bytes_max: change.max_loss_bytes.unwrap_or(old.loss_limits.loss_bytes_max),
+        };
         let changed = Disk {
             bytes,
             durability: change.durability.map_or(old.durability, durability),
             read_only: change.read_only.unwrap_or(old.read_only),
+            loss_limits,
             ..old.clone()
         };
         if changed != old {
             let store = self.disks.store_mut();
             let result = store.change_disk(changed);
             result.map_err(|error| refused(&format!("cannot change disk {name:?}"), &error))?;
+            self.disks.set_loss_limits(old.id, loss_limits);
         }
         Ok(old.id)
-    }
-
-    fn change_limits(&mut self, disk: DiskId, change: &DiskChange) {
-        if change.max_loss_ms.is_none() && change.max_loss_bytes.is_none() {
-            return;
-        }
-        let old = self.loss_limits(disk);
-        let new = LossLimits {
-            loss_ms_max: change.max_loss_ms.unwrap_or(old.loss_ms_max),
-            loss_bytes_max: change.max_loss_bytes.unwrap_or(old.loss_bytes_max),
-        };
-        self.limits.insert(disk, new);
-        self.disks.set_loss_limits(disk, new);
-    }
-
-    pub(super) fn loss_limits(&self, disk: DiskId) -> LossLimits {
-        self.limits.get(&disk).copied().unwrap_or_default()
     }
 
     fn destroy_disk(&mut self, name: &str, reply: Reply<DiskStatus>) {
@@ -222,6 +213,15 @@ fn refused(what: &str, error: &StoreError) -> Problem {
     Problem::new(kind, what).why(error.to_string())
 }
 
+/// What is not reserved is not called reserved.
+fn no_reservation(provision: api::Provision) -> Problem {
+    let word = if provision == api::Provision::Lazy { "lazy" } else { "eager" };
+    let what = format!("--provision {word} is not known to this version");
+    Problem::new(Kind::Usage, what)
+        .why("no space can be set aside for one disk yet: what one does not use, another may take")
+        .next("leave it out: the disk takes space as it is written")
+}
+
 fn not_yet(what: &str) -> Problem {
     Problem::new(Kind::Failed, format!("{what} is not known to this version"))
 }
@@ -232,13 +232,5 @@ fn durability(word: api::Durability) -> Durability {
         api::Durability::Hinted => Durability::Hinted,
         api::Durability::Ordered => Durability::Ordered,
         api::Durability::Sync => Durability::Sync,
-    }
-}
-
-fn provision(word: api::Provision) -> Provision {
-    match word {
-        api::Provision::Thin => Provision::Thin,
-        api::Provision::Lazy => Provision::Lazy,
-        api::Provision::Eager => Provision::Eager,
     }
 }

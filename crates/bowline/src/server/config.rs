@@ -81,14 +81,10 @@ pub struct ServeConfig {
     pub embedded: Option<Embedded>,
     /// Where NBD clients are expected.
     pub nbd: Vec<Listen>,
-    /// The folder of the vhost-user sockets, if there are any.
-    pub vhost_user: Option<PathBuf>,
     /// The control socket.
     pub control: PathBuf,
     /// The folder of the arena; on tmpfs, so that it outlives the process and not the host.
     pub arena: PathBuf,
-    /// Whether a second process stands by to take over.
-    pub partner: bool,
     /// How much memory the server uses, all processes together.
     pub memory_bytes: u64,
     /// Filters between the store and the medium, outermost first, as they were given.

@@ -17,10 +17,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline_arena::{ArenaFile, OwnerLock, Ring};
-use bowline_disk::{DiskEvent, Disks, LossLimits};
+use bowline_disk::{DiskEvent, Disks};
 use bowline_export::{Action, CloseCause, ExportedDisk, NbdServer, Options, SessionId};
 use bowline_media::Clock;
-use bowline_store::{DiskId, Micros, PoolHeader, Ticket};
+use bowline_store::{Micros, PoolHeader, Ticket};
 
 use super::answers::Pending;
 use super::command::{Commands, Reply};
@@ -98,7 +98,6 @@ pub struct Data {
     pub(super) listeners: Vec<Listener>,
     pub(super) connections: Vec<Connections>,
     pub(super) notes: Vec<Condition>,
-    pub(super) limits: BTreeMap<DiskId, LossLimits>,
     pub(super) pending: BTreeMap<Ticket, Pending>,
     pub(super) tickets: u64,
     pub(super) turns: Turns,
@@ -146,7 +145,6 @@ impl Data {
             connections: vec![Connections::default(); opened.listeners.len()],
             listeners: opened.listeners,
             notes: opened.notes,
-            limits: BTreeMap::new(),
             pending: BTreeMap::new(),
             tickets: 0,
             turns: Turns::default(),

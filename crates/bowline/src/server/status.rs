@@ -5,8 +5,8 @@ use bowline_store::{Disk, DiskId, Durability, PoolState as StoreState, Provision
 
 use super::data::Data;
 use crate::control::api::{
-    self, Condition, DiskCounters, DiskStatus, Export, Loss, PoolCounters, PoolState, PoolStatus,
-    Process, Processes, ScrubStatus, ServerStatus, Space, Takeover,
+    self, Allocation, Condition, DiskCounters, DiskStatus, Export, Loss, PoolCounters, PoolState,
+    PoolStatus, Process, Processes, ScrubStatus, ServerStatus, Space, Takeover,
 };
 
 /// From here on a pool is called nearly full.
@@ -69,6 +69,10 @@ impl Data {
                 PoolState::LostWrites
             }
         };
+        if status.unmovable_slots > 0 {
+            conditions.push(unmovable(status.unmovable_slots));
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
         let limit = space.limit_bytes;
         if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
             conditions.push(space_low());
@@ -77,6 +81,7 @@ impl Data {
         PoolStatus {
             path: self.config.pool.display().to_string(),
             id: format!("{:032x}", self.header.pool.0),
+            allocation: allocation(&self.config.pool),
             state,
             conditions,
             size_bytes: space.capacity_bytes,
@@ -111,7 +116,7 @@ impl Data {
     }
 
     fn status_of(&self, disk: &Disk) -> DiskStatus {
-        let (loss, limits) = (self.disks.loss(disk.id), self.loss_limits(disk.id));
+        let (loss, limits) = (self.disks.loss(disk.id), disk.loss_limits);
         let of_disk = self.nbd.sessions().filter(|session| session.disk == Some(disk.id));
         DiskStatus {
             name: disk.name.clone(),
@@ -156,6 +161,17 @@ fn counters(count: &Counters) -> DiskCounters {
     }
 }
 
+/// Where the pool has its space from. What the file system says is taken is as good as any memory
+/// of ours: a file may be filled up behind our back, and is by the store.
+fn allocation(path: &std::path::Path) -> Allocation {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    match std::fs::metadata(path) {
+        Ok(pool) if pool.file_type().is_block_device() => Allocation::Device,
+        Ok(pool) if pool.blocks() * 512 >= pool.len() => Allocation::Preallocated,
+        _ => Allocation::Sparse,
+    }
+}
+
 /// Memory of this process that is in use, by the kernel's counters: cheap enough to ask here.
 fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -181,6 +197,16 @@ fn damaged(cause: &str, remedy: &str) -> Condition {
 fn lost_writes(cause: &str, remedy: &str) -> Condition {
     let doing = "writes are refused until the loss is accepted; reads go on";
     condition("lost-writes", cause.to_owned(), doing, remedy)
+}
+
+fn unmovable(slots: usize) -> Condition {
+    let meaning =
+        format!("{slots} slots hold a block that cannot be read or is not what was written");
+    let doing =
+        "reads of such blocks fail; compaction leaves their slots alone and goes on elsewhere";
+    let remedy = "write or discard the blocks that `bowline pool check` lists, or run `bowline pool \
+                  repair`; replace the medium if there are more and more";
+    condition("slots-unmovable", meaning, doing, remedy)
 }
 
 fn space_low() -> Condition {

@@ -172,6 +172,36 @@ fn what_a_predecessor_acknowledged_is_flushed() {
     assert_eq!(disks.store().durable_through().0, 1);
 }
 
+/// The first write after a restart in which nothing could be flushed yet, some time after the
+/// predecessor's oldest. Whether it is answered before it is durable.
+fn restart(later_micros: u64, broken: Option<Broken>) -> bool {
+    let pages = shared_pages(8);
+    let mut volume = ModelVolume::new(Rc::clone(&pages), 1);
+    volume.add_disk(DISK, 1 << 20, Durability::Ordered);
+    let mut disks = Disks::new(volume, Rc::clone(&pages));
+    disks.set_now(Micros(5_000_000));
+    assert_eq!(write(&mut disks, 1, 0, &BLOCK), OK);
+    assert_eq!(disks.store().loss_clock, Some(Micros(5_000_000)));
+    let Disks { mut volume, .. } = disks;
+    volume.flushes_are_held = true;
+    let mut disks = Disks::new(volume, pages);
+    disks.broken = broken;
+    disks.set_now(Micros(5_000_000 + later_micros));
+    let submitted = write(&mut disks, 1, 0, &BLOCK);
+    disks.store_mut().flushes_are_held = false;
+    poll(&mut disks, 1);
+    assert_eq!(disks.loss(DISK), Loss::default());
+    assert_eq!(disks.store().loss_clock, None);
+    submitted == OK
+}
+
+#[test]
+fn what_a_predecessor_acknowledged_counts_against_the_limits() {
+    assert!(!restart(0, None), "it may have lost all that its limit of bytes allows");
+    assert!(!restart(2_000_000, None));
+    assert!(restart(2_000_000, Some(Broken::ForgetPredecessor)), "which this test would notice");
+}
+
 /// Writes to an `ordered` disk over a medium with slow flushes and says what broke a limit.
 fn lose(seed: u64, broken: Option<Broken>) -> Result<u64, String> {
     let mut random = Random(seed);
@@ -207,6 +237,10 @@ fn lose(seed: u64, broken: Option<Broken>) -> Result<u64, String> {
         }
         acknowledged.retain(|(_, seq, _)| *seq > disks.store().durable_through());
         let times = acknowledged.iter().map(|(time, ..)| *time);
+        let clock = disks.store().loss_clock.map_or(u64::MAX, |clock| clock.0);
+        if times.clone().min().is_some_and(|oldest| clock > oldest) {
+            return Err("a successor would not know how old writes are".into());
+        }
         let span = times.clone().max().unwrap_or(0) - times.min().unwrap_or(0);
         let bytes: u64 = acknowledged.iter().map(|(.., bytes)| bytes).sum();
         if span > limits.loss_ms_max * 1000 || bytes > limits.loss_bytes_max {
@@ -235,7 +269,7 @@ fn limits_of_loss_are_kept() {
 
 #[test]
 fn broken_limits_of_loss_are_noticed() {
-    for broken in [Broken::EndlessLoss, Broken::NoBackgroundFlush] {
+    for broken in [Broken::EndlessLoss, Broken::NoBackgroundFlush, Broken::ClockStands] {
         let noticed = (0..10).find_map(|seed| lose(seed, Some(broken)).err());
         assert!(noticed.is_some(), "{broken:?} goes unnoticed");
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bowline_arena::{SharedPages, Span};
 use bowline_store::{
-    BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, MediumError,
-    Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
+    BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, LossLimits,
+    MediumError, Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
 };
 
 use super::Random;
@@ -50,6 +50,7 @@ pub struct ModelVolume {
     pub reads_fail: bool,
     /// Flushes the medium was asked for.
     pub flushes_done: u64,
+    pub loss_clock: Option<Micros>,
 }
 
 impl ModelVolume {
@@ -74,6 +75,7 @@ impl ModelVolume {
             is_stopped: false,
             reads_fail: false,
             flushes_done: 0,
+            loss_clock: None,
         }
     }
 
@@ -86,6 +88,7 @@ impl ModelVolume {
             durability,
             provision: Provision::Thin,
             read_only: false,
+            loss_limits: LossLimits::default(),
         };
         let blocks = bytes.div_ceil(BLOCK_BYTES) as usize;
         self.disks.insert(id, disk);
@@ -256,6 +259,14 @@ impl Volume for ModelVolume {
 
     fn disk(&self, disk: DiskId) -> Option<&Disk> {
         self.disks.get(&disk)
+    }
+
+    fn set_loss_clock(&mut self, since: Option<Micros>) {
+        self.loss_clock = since;
+    }
+
+    fn loss_clock(&self) -> Option<Micros> {
+        self.loss_clock
     }
 
     fn set_durability(&mut self, disk: DiskId, durability: Durability) -> Result<(), StoreError> {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bowline_arena::{SharedPages, Span};
 use bowline_disk::Volume;
 use bowline_store::{
-    BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, MediumError,
-    Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
+    BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, LossLimits,
+    MediumError, Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
 };
 
 enum Block {
@@ -68,6 +68,7 @@ impl MapVolume {
             lineage: LineageId(id.0),
             durability: Durability::Strict,
             provision: Provision::Thin,
+            loss_limits: LossLimits::default(),
             read_only: false,
         };
         self.disks.insert(id, disk);
@@ -203,6 +204,12 @@ impl Volume for MapVolume {
 
     fn disk(&self, disk: DiskId) -> Option<&Disk> {
         self.disks.get(&disk)
+    }
+
+    fn set_loss_clock(&mut self, _: Option<Micros>) {}
+
+    fn loss_clock(&self) -> Option<Micros> {
+        None
     }
 
     fn set_durability(&mut self, disk: DiskId, durability: Durability) -> Result<(), StoreError> {

@@ -21,7 +21,7 @@ use crate::format::{
     Entries, PoolHeader, SegmentHeader, SegmentKind, Superblock, image_head_blocks, read_batch,
 };
 use crate::map::Map;
-use crate::recovery::{Damage, Known, Replay, Walk, cut_short, load_blob};
+use crate::recovery::{Damage, Known, Replay, Walk, Why, cut_short, load_blob};
 use crate::tables::LiveBits;
 use crate::{BLOCK_BYTES, DiskId, LineageId, Media, MediumError, SegmentId, SlotId, StoreError};
 
@@ -130,6 +130,11 @@ impl<M: Media> Checker<'_, '_, M> {
             }
         };
         let place = format!("log, segment {}, slot {}", damage.segment, damage.slot);
+        if let Why::Version(_) = damage.why {
+            let remedy = "serve the pool with the version of bowline that wrote it";
+            self.report.find(Severity::Loss, place, damage.to_string(), remedy);
+            return Ok(Some(damage));
+        }
         let remedy = "`bowline pool repair` cuts the log off there: what is listed as lost behind \
                       it is gone then, and what the missing batch held, which nobody can tell";
         self.report.find(Severity::Loss, place, damage.to_string(), remedy);
@@ -160,8 +165,9 @@ impl<M: Media> Checker<'_, '_, M> {
                         && head.number >= damage.missing
                 });
                 let Some(head) = head else { continue };
-                let entries: Vec<_> =
-                    Entries::new(block, head.entries).map(|found| found.entry).collect();
+                let entries: Vec<_> = Entries::new(block, head.entries)
+                    .map_while(|found| found.ok().map(|found| found.entry))
+                    .collect();
                 for entry in entries {
                     if entry.lineage != LineageId(0) {
                         let (lineage, lba, blocks) = (entry.lineage, entry.lba.0, entry.blocks);

@@ -6,7 +6,8 @@ use crate::check::report::{PlaceKind, Severity};
 use crate::check::tree::{Item, read_again};
 use crate::check::{Checker, blocks_of};
 use crate::format::{
-    Entries, Owner, SegmentKind, block_checksum, image_head_blocks, read_batch, read_image_head,
+    Entries, Owner, SegmentKind, block_checksum, check_entries, image_head_blocks, read_batch,
+    read_image_head,
 };
 use crate::recovery::Known;
 use crate::segments::Piece;
@@ -250,7 +251,13 @@ impl<M: Media> Checker<'_, '_, M> {
             if let Some(first) = gap.take() {
                 self.note_gap(slot, id, first, at, items);
             }
-            for found in Entries::new(block, head.entries).filter(|f| f.entry.kind.has_data()) {
+            if let Err(bad) = check_entries(&head, block) {
+                let (place, what) = (format!("slot {slot}, block {at}"), bad.to_string());
+                let remedy = "nothing to do: a newer version of bowline has written it";
+                self.report.find(Severity::Note, place, what, remedy);
+            }
+            let entries = Entries::new(block, head.entries).map_while(Result::ok);
+            for found in entries.filter(|found| found.entry.kind.has_data()) {
                 owners.extend((0..found.entry.blocks as u32).map(|index| Owner {
                     index: (at + 1 + found.data_block + index) as u16,
                     checksum: found.checksum(index),

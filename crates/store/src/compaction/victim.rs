@@ -42,6 +42,7 @@ impl<M: Media> Store<M> {
 
     /// The closed slot with the least alive in it, and how much that is; not one of `emptied`.
     pub(super) fn choose_victim(&mut self, emptied: &[SlotId]) -> Option<(SlotId, u32)> {
+        self.compaction.unmovable.review(&self.segments);
         let blocks = self.segments.slot_blocks();
         let is_worth_it = |live: u32| {
             let is_thin = u64::from(live) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
@@ -64,8 +65,9 @@ impl<M: Media> Store<M> {
             }
             let is_old = kind != SegmentKind::Log
                 || self.segments.residents(slot).iter().all(|(id, _)| *id < oldest_needed);
-            let is_new = !emptied.contains(&slot);
-            if is_new && is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least) {
+            let is_left = emptied.contains(&slot) || self.compaction.unmovable.contains(slot);
+            if !is_left && is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least)
+            {
                 best = Some((live, slot));
             }
         }

@@ -64,8 +64,11 @@ pub(super) struct Windows {
     memory: Rc<Memory>,
     slot: Option<SlotId>,
     windows: Vec<Window>,
-    /// The block whose read failed once and is being repeated.
-    retried: Option<u32>,
+    /// The block that is read once more, because of an error or because it is not what was written.
+    read_again: Option<u32>,
+    /// Blocks below this one are read one by one: a run of them could not be read, and one sector
+    /// must not keep its neighbours from being moved.
+    one_by_one: u32,
 }
 
 impl Windows {
@@ -74,13 +77,13 @@ impl Windows {
             .into_iter()
             .map(|span| Window { span, state: State::Empty, block: 0, blocks: 0 })
             .collect();
-        Windows { memory, slot: None, windows, retried: None }
+        Windows { memory, slot: None, windows, read_again: None, one_by_one: 0 }
     }
 
     /// Forgets everything: the next reads are of this slot.
     pub(super) fn begin(&mut self, slot: SlotId) {
         self.slot = Some(slot);
-        self.retried = None;
+        (self.read_again, self.one_by_one) = (None, 0);
         for window in &mut self.windows {
             window.state = match window.state {
                 State::Reading | State::Stale => State::Stale,
@@ -99,9 +102,31 @@ impl Windows {
             State::Holds if block + blocks <= window.block + window.blocks => {
                 Known::At(at, ((block - window.block) * PAGE_BYTES) as usize)
             }
-            State::Failed if self.retried == Some(window.block) => Known::Unreadable,
+            State::Failed if window.blocks == 1 && self.read_again == Some(block) => {
+                Known::Unreadable
+            }
             _ => Known::NotYet,
         }
+    }
+
+    /// Whether a block could not be read with those around it.
+    pub(super) fn has_failed(&self, block: u32) -> bool {
+        self.windows.iter().any(|window| window.state == State::Failed && window.covers(block))
+    }
+
+    /// The block is not what was written: it is to be read once more. False if it was already.
+    pub(super) fn read_again(&mut self, block: u32) -> bool {
+        if self.read_again == Some(block) {
+            return false;
+        }
+        self.read_again = Some(block);
+        self.one_by_one = self.one_by_one.max(block + 1);
+        for window in &mut self.windows {
+            if window.state == State::Holds && window.covers(block) {
+                window.state = State::Empty;
+            }
+        }
+        true
     }
 
     /// The bytes a window holds from a byte on.
@@ -125,12 +150,16 @@ impl Windows {
         while next < end {
             match self.windows.iter_mut().find(|window| window.covers(next)) {
                 Some(window) if window.state == State::Failed => {
-                    if self.retried == Some(window.block) {
+                    let is_single = window.blocks == 1;
+                    if next > block || (is_single && self.read_again == Some(block)) {
                         return None;
                     }
-                    self.retried = Some(window.block);
                     window.state = State::Empty;
-                    next = window.block;
+                    if is_single {
+                        self.read_again = Some(block);
+                    } else {
+                        self.one_by_one = window.block + window.blocks;
+                    }
                 }
                 Some(window) => {
                     next = window.block + window.blocks;
@@ -138,7 +167,9 @@ impl Windows {
                 }
                 None => {}
             }
-            return self.read(next, WINDOW_BLOCKS.min(end - next), next == block);
+            let run = WINDOW_BLOCKS.min(end - next);
+            let count = if next < self.one_by_one { blocks.min(run) } else { run };
+            return self.read(next, count, next == block);
         }
         None
     }

@@ -9,6 +9,8 @@
 //! Entries only ever grow at the end and the head comes last, so the block can be built in memory
 //! that outlives the process: what a successor finds is a prefix of the entries.
 
+use std::fmt;
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -202,11 +204,32 @@ pub(crate) fn read_batch(salt: u64, block: &[u8]) -> Option<BatchHead> {
 }
 
 /// The entries of a head block, each with the checksums of its data blocks and the index of the
-/// first of them among the batch's data blocks. Ends early where an entry makes no sense.
+/// first of them among the batch's data blocks. Ends with an error where one makes no sense: what
+/// follows it cannot be found.
 pub(crate) struct Entries<'a> {
     area: &'a [u8],
+    count: u32,
     left: u32,
     data_block: u32,
+}
+
+/// Why the entries of a batch cannot be used. If its head verifies, somebody has written it so: a
+/// version that knows more than this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BadEntry {
+    /// Which one.
+    at: u32,
+    /// Its kind, if that is what is not known.
+    kind: Option<u8>,
+}
+
+impl fmt::Display for BadEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Some(kind) => write!(f, "entry {} is of kind {kind}, which is not known", self.at),
+            None => write!(f, "entry {} does not fit its batch", self.at),
+        }
+    }
 }
 
 /// An entry found in a head block.
@@ -231,15 +254,10 @@ impl<'a> Entries<'a> {
     /// The first `count` entries of a head block.
     pub(crate) fn new(block: &'a [u8], count: u32) -> Entries<'a> {
         let area = block.get(ENTRY_AREA_START..BLOCK_BYTES as usize).unwrap_or_default();
-        Entries { area, left: count, data_block: 0 }
+        Entries { area, count, left: count, data_block: 0 }
     }
-}
 
-impl<'a> Iterator for Entries<'a> {
-    type Item = FoundEntry<'a>;
-
-    fn next(&mut self) -> Option<FoundEntry<'a>> {
-        self.left = self.left.checked_sub(1)?;
+    fn entry(&mut self) -> Option<FoundEntry<'a>> {
         let raw = prefix::<RawEntry>(self.area)?;
         let kind = EntryKind::from_code(raw.kind)?;
         let blocks = raw.blocks.get();
@@ -267,4 +285,32 @@ impl<'a> Iterator for Entries<'a> {
         self.area = self.area.get(bytes..)?;
         Some(found)
     }
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Result<FoundEntry<'a>, BadEntry>;
+
+    fn next(&mut self) -> Option<Result<FoundEntry<'a>, BadEntry>> {
+        let at = self.count - self.left;
+        self.left = self.left.checked_sub(1)?;
+        Some(self.entry().ok_or_else(|| {
+            self.left = 0;
+            let kind = prefix::<RawEntry>(self.area).map(|raw| raw.kind);
+            BadEntry { at, kind: kind.filter(|kind| EntryKind::from_code(*kind).is_none()) }
+        }))
+    }
+}
+
+/// Whether every entry of a batch is one that is known, and their data is the batch's.
+///
+/// # Errors
+/// The first that is not.
+pub(crate) fn check_entries(head: &BatchHead, block: &[u8]) -> Result<(), BadEntry> {
+    let mut blocks = 0;
+    for found in Entries::new(block, head.entries) {
+        let entry = found?.entry;
+        blocks += if entry.kind.has_data() { entry.blocks } else { 0 };
+    }
+    let all = BadEntry { at: head.entries, kind: None };
+    if blocks == u64::from(head.data_blocks) { Ok(()) } else { Err(all) }
 }

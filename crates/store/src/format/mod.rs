@@ -16,7 +16,7 @@ mod superblock;
 
 pub(crate) use batch::{
     BATCH_DATA_BLOCKS_MAX, BatchHead, ENTRY_AREA_BYTES, ENTRY_AREA_START, Entries, EntryKind,
-    FoundEntry, LogEntry, entry_bytes, read_batch, seal_batch,
+    FoundEntry, LogEntry, check_entries, entry_bytes, read_batch, seal_batch,
 };
 pub(crate) use blob::{Blob, BlobSegment, LineageRecord, encode_catalogue, encode_segment};
 pub(crate) use image::{ImageHead, Owner, image_head_blocks, read_image_head, write_image_head};

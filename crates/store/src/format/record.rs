@@ -2,7 +2,7 @@
 //! materialised state.
 
 use super::bytes::{Reader, Writer};
-use crate::{Disk, DiskId, Durability, LineageId, Provision, SegmentId, SlotId};
+use crate::{Disk, DiskId, Durability, LineageId, LossLimits, Provision, SegmentId, SlotId};
 
 /// Where an image of a range of a segment was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,11 @@ pub(crate) enum Record {
 /// Most moves in one record block.
 pub(crate) const MOVES_MAX: usize = 120;
 
+/// Flags of a disk.
+const READ_ONLY: u8 = 1;
+/// The limits of loss follow the name; without the flag they are the default ones.
+const HAS_LIMITS: u8 = 2;
+
 /// Writes a disk.
 pub(crate) fn encode_disk(disk: &Disk, out: &mut Writer) {
     out.u32(disk.id.0);
@@ -56,32 +61,41 @@ pub(crate) fn encode_disk(disk: &Disk, out: &mut Writer) {
         Provision::Lazy => 1,
         Provision::Eager => 2,
     });
-    out.u8(u8::from(disk.read_only));
+    let has_limits = disk.loss_limits != LossLimits::default();
+    out.u8(if disk.read_only { READ_ONLY } else { 0 } | if has_limits { HAS_LIMITS } else { 0 });
     out.bytes(disk.name.as_bytes());
+    if has_limits {
+        out.u64(disk.loss_limits.loss_ms_max);
+        out.u64(disk.loss_limits.loss_bytes_max);
+    }
 }
 
 /// Reads a disk.
 pub(crate) fn decode_disk(from: &mut Reader<'_>) -> Option<Disk> {
-    Some(Disk {
-        id: DiskId(from.u32()?),
-        lineage: LineageId(from.u32()?),
-        bytes: from.u64()?,
-        durability: match from.u8()? {
-            0 => Durability::Strict,
-            1 => Durability::Hinted,
-            2 => Durability::Ordered,
-            3 => Durability::Sync,
-            _ => return None,
-        },
-        provision: match from.u8()? {
-            0 => Provision::Thin,
-            1 => Provision::Lazy,
-            2 => Provision::Eager,
-            _ => return None,
-        },
-        read_only: from.u8()? != 0,
-        name: String::from_utf8(from.bytes()?.to_vec()).ok()?,
-    })
+    let (id, lineage) = (DiskId(from.u32()?), LineageId(from.u32()?));
+    let bytes = from.u64()?;
+    let durability = match from.u8()? {
+        0 => Durability::Strict,
+        1 => Durability::Hinted,
+        2 => Durability::Ordered,
+        3 => Durability::Sync,
+        _ => return None,
+    };
+    let provision = match from.u8()? {
+        0 => Provision::Thin,
+        1 => Provision::Lazy,
+        2 => Provision::Eager,
+        _ => return None,
+    };
+    let flags = from.u8().filter(|flags| flags & !(READ_ONLY | HAS_LIMITS) == 0)?;
+    let name = String::from_utf8(from.bytes()?.to_vec()).ok()?;
+    let loss_limits = if flags & HAS_LIMITS == 0 {
+        LossLimits::default()
+    } else {
+        LossLimits { loss_ms_max: from.u64()?, loss_bytes_max: from.u64()? }
+    };
+    let read_only = flags & READ_ONLY != 0;
+    Some(Disk { id, name, bytes, lineage, durability, provision, read_only, loss_limits })
 }
 
 impl Record {
@@ -142,5 +156,55 @@ impl Record {
             4 => Record::Grown { slot_count: from.u32()? },
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_comes_back_with_its_limits_of_loss() {
+        let disk = |read_only, loss_ms_max, loss_bytes_max| Disk {
+            id: DiskId(3),
+            name: "d".into(),
+            bytes: 1 << 30,
+            lineage: LineageId(9),
+            durability: Durability::Ordered,
+            provision: Provision::Thin,
+            read_only,
+            loss_limits: LossLimits { loss_ms_max, loss_bytes_max },
+        };
+        let usual = LossLimits::default();
+        let disks = [
+            disk(false, usual.loss_ms_max, usual.loss_bytes_max),
+            disk(true, usual.loss_ms_max, usual.loss_bytes_max),
+            disk(false, 20, usual.loss_bytes_max),
+            disk(true, 0, u64::MAX),
+        ];
+        for (disk, extra) in disks.into_iter().zip([0, 0, 16, 16]) {
+            let record = Record::Disk(disk);
+            let bytes = record.encode();
+            assert_eq!(bytes.len(), 25 + extra);
+            assert_eq!(Record::decode(&bytes), Some(record));
+        }
+    }
+
+    #[test]
+    fn a_flag_that_is_not_known_is_damage() {
+        let mut bytes = Record::Disk(Disk {
+            id: DiskId(1),
+            name: "d".into(),
+            bytes: 4096,
+            lineage: LineageId(1),
+            durability: Durability::Strict,
+            provision: Provision::Thin,
+            read_only: true,
+            loss_limits: LossLimits::default(),
+        })
+        .encode();
+        assert_eq!(bytes[19], READ_ONLY);
+        bytes[19] |= 4;
+        assert_eq!(Record::decode(&bytes), None);
     }
 }

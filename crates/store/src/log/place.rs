@@ -9,7 +9,7 @@
 use bowline_arena::Span;
 
 use super::{Batch, Log, OpenSegment, Stage};
-use crate::format::{Entries, Position, block_checksum};
+use crate::format::{Entries, FoundEntry, Position, block_checksum};
 use crate::staging::{Found, Progress};
 use crate::{BatchNumber, SegmentId, SlotId};
 
@@ -45,6 +45,9 @@ impl Log {
         let mut is_sound = true;
         let head = self.memory.slice(&batch.head);
         for entry in Entries::new(head, u32::from(found.progress.entries)) {
+            let entry = entry.map_err(|bad| {
+                format!("batch {} in the arena cannot be used: {bad}", found.number)
+            })?;
             batch.first_seq.get_or_insert(entry.entry.seq);
             batch.entry_bytes += entry.bytes.len();
             progress.checksum = progress.extend(entry.bytes);
@@ -121,9 +124,13 @@ impl Log {
     }
 
     /// The entries of batch `at`.
-    pub(crate) fn entries_of(&self, at: usize) -> Entries<'_> {
+    ///
+    /// # Panics
+    /// If one makes no sense: they were put there by [`Log::append`], or verified on adoption.
+    pub(crate) fn entries_of(&self, at: usize) -> impl Iterator<Item = FoundEntry<'_>> {
         let batch = &self.batches[at];
         Entries::new(self.memory.slice(&batch.head), u32::from(batch.progress.entries))
+            .map(|found| found.unwrap_or_else(|bad| panic!("the log's own {bad}")))
     }
 
     /// Goes on in a new segment. The caller has opened its slot and that of its successor, and says

@@ -40,7 +40,7 @@ use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{choose_root, double_root, load_blob, read_header, read_root, read_roots};
 pub(crate) use replay::Replay;
-pub(crate) use walk::{Damage, Walk};
+pub(crate) use walk::{Damage, Walk, Why};
 
 /// Pages for reading the map, and for the streams.
 const LOAD_PAGES: u32 = 32;
@@ -160,7 +160,8 @@ fn keep_image_slots(memory: &Memory, left: &[Left], segments: &mut Segments) {
             .flat_map(|span| memory.slice(span).chunks_exact(BLOCK_BYTES as usize))
             .collect();
         let entries = u32::from(one.found.progress.entries);
-        for found in Entries::new(memory.slice(&one.head), entries) {
+        // One that makes no sense is told when the batch is adopted.
+        for found in Entries::new(memory.slice(&one.head), entries).map_while(Result::ok) {
             if found.entry.kind != EntryKind::Record {
                 continue;
             }

@@ -48,6 +48,7 @@ impl Replay {
         self.batches += 1;
         self.bytes += u64::from(1 + head.data_blocks) * BLOCK_BYTES;
         for found in Entries::new(block, head.entries) {
+            let found = found.map_err(|bad| StoreError::Version(bad.to_string()))?;
             let sums = sums_of(&found);
             let index = head.block + 1 + found.data_block;
             let (entry, segment) = (found.entry, head.segment);
@@ -118,7 +119,10 @@ impl Replay {
         if Some(block_checksum(known.header.salt, block)) != one.sums.first().copied() {
             return Err(damaged());
         }
-        let record = Record::decode(block).ok_or_else(damaged)?;
+        let record = Record::decode(block).ok_or_else(|| {
+            let kind = block.first().copied().unwrap_or_default();
+            StoreError::Version(format!("a record of kind {kind} cannot be understood"))
+        })?;
         if let Record::Moved(moves) = &record {
             for to in moves {
                 moved(medium, known, to)?;

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::blocking::Blocking;
 use crate::format::{
     BatchHead, Cut, Entries, PoolHeader, Position, SegmentHeader, SegmentKind, block_checksum,
-    read_batch,
+    check_entries, read_batch,
 };
 use crate::recovery::{Known, Replay};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, MediumError, SegmentId, SlotId, StoreError};
@@ -29,6 +29,8 @@ pub(crate) enum Why {
     Unreadable(MediumError),
     /// The batch is there, but what it names is not what was written.
     Content(String),
+    /// The batch is there as it was written, and not all of it can be understood.
+    Version(String),
     /// The slot the checkpoint names holds another segment, or none: the superblock is older than
     /// what the slots hold.
     Replaced,
@@ -46,6 +48,9 @@ impl fmt::Display for Damage {
             ),
             Why::Unreadable(error) => write!(f, "{place} cannot be read: {error}"),
             Why::Content(what) => write!(f, "{place} cannot be used: {what}"),
+            Why::Version(what) => {
+                write!(f, "{place} was written by another version of bowline: {what}")
+            }
             Why::Replaced => write!(
                 f,
                 "{place} is missing: the slot does not hold the segment the last checkpoint names"
@@ -191,6 +196,9 @@ impl Walk {
         one: &Candidate,
     ) -> Result<Option<Damage>, StoreError> {
         let head = &one.head;
+        if let Err(bad) = check_entries(head, &one.block) {
+            return Ok(Some(self.damage(Why::Version(bad.to_string()))));
+        }
         // Not before: the slot may be one that a batch just accepted has added to the pool.
         enter(known, head.segment, one.slot);
         match replay.batch(medium, known, head, &one.block, one.slot) {
@@ -198,6 +206,9 @@ impl Walk {
             // Records cannot be passed over: they say where everything after them lies.
             Err(StoreError::Damaged(what)) => {
                 return Ok(Some(self.damage(Why::Content(what))));
+            }
+            Err(StoreError::Version(what)) => {
+                return Ok(Some(self.damage(Why::Version(what))));
             }
             Err(error) => return Err(error),
         }
@@ -376,13 +387,14 @@ impl Walk {
         one: &Candidate,
     ) -> Result<bool, StoreError> {
         let mut sums = Vec::new();
-        for found in Entries::new(&one.block, one.head.entries) {
+        // A head that verifies is no torn end, whatever its entries are: accepting it says so.
+        if check_entries(&one.head, &one.block).is_err() {
+            return Ok(true);
+        }
+        for found in Entries::new(&one.block, one.head.entries).map_while(Result::ok) {
             if found.entry.kind.has_data() {
                 sums.extend((0..found.entry.blocks as u32).map(|at| found.checksum(at)));
             }
-        }
-        if sums.len() as u32 != one.head.data_blocks {
-            return Ok(false);
         }
         let mut done = 0;
         while done < sums.len() {

@@ -5,7 +5,7 @@
 //! - A disk keeps its id, its lineage and the blocks within its size through every change.
 
 use super::Store;
-use crate::api::{Disk, Durability, Provision, StoreError};
+use crate::api::{Disk, Durability, LossLimits, Provision, StoreError};
 use crate::catalogue::Catalogue;
 use crate::format::Record;
 use crate::{DiskId, Media};
@@ -40,9 +40,16 @@ impl<M: Media> Store<M> {
         self.catalogue.check_name(name)?;
         Catalogue::check_bytes(bytes)?;
         let (id, lineage) = self.catalogue.next_ids();
-        let name = name.to_owned();
-        let read_only = false;
-        self.put_disk(Disk { id, name, bytes, lineage, durability, provision, read_only })?;
+        self.put_disk(Disk {
+            id,
+            name: name.to_owned(),
+            bytes,
+            lineage,
+            durability,
+            provision,
+            read_only: false,
+            loss_limits: LossLimits::default(),
+        })?;
         Ok(id)
     }
 

@@ -4,8 +4,10 @@
 
 mod fixture;
 mod hostile;
+mod maintenance;
 mod recoveries;
 mod regions;
 mod repairs;
 mod targets;
+mod versions;
 mod world;

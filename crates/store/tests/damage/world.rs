@@ -14,6 +14,8 @@ use bowline_store::{
 };
 
 pub const BLOCK: usize = 4096;
+/// The seed of all checksums.
+pub const SALT: u64 = 99;
 pub const SLOT_BYTES: u64 = 128 << 10;
 const SLOTS: u64 = 64;
 /// Slots the pool gets at last, so that its log goes on for a while without a checkpoint.
@@ -33,8 +35,10 @@ pub struct Plain {
     /// Writes below this place fail.
     pub refused_below: u64,
     /// Byte ranges the medium cannot read.
-    pub unreadable: Vec<std::ops::Range<u64>>,
+    pub unreadable: Unreadable,
 }
+
+type Unreadable = Rc<RefCell<Vec<std::ops::Range<u64>>>>;
 
 impl Plain {
     fn failed(at: u64) -> Result<(), MediumError> {
@@ -47,7 +51,7 @@ impl Plain {
             Io::Read { at, into } => {
                 let (from, to) = (*at as usize, *at as usize + into.bytes as usize);
                 let is_bad = |bad: &std::ops::Range<u64>| bad.start < to as u64 && *at < bad.end;
-                if to > bytes.len() || self.unreadable.iter().any(is_bad) {
+                if to > bytes.len() || self.unreadable.borrow().iter().any(is_bad) {
                     return Plain::failed(*at);
                 }
                 self.memory.land(*into, &bytes[from..to]);
@@ -67,6 +71,10 @@ impl Plain {
                     bytes[to..to + taken.len()].copy_from_slice(&taken);
                     to += taken.len();
                 }
+                // A sector that is written anew can be read again.
+                let is_written =
+                    |bad: &mut std::ops::Range<u64>| *at <= bad.start && bad.end <= to as u64;
+                self.unreadable.borrow_mut().retain_mut(|bad| !is_written(bad));
             }
             _ => {}
         }
@@ -142,6 +150,7 @@ pub struct World {
     pub memory: Rc<Memory>,
     pub pages: SharedPages,
     pub is_stuck: Rc<Cell<bool>>,
+    pub unreadable: Unreadable,
     pub now: u64,
 }
 
@@ -157,7 +166,7 @@ fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena) -> Plain {
         is_read_only: false,
         is_stuck: Rc::default(),
         refused_below: 0,
-        unreadable: Vec::new(),
+        unreadable: Rc::default(),
     }
 }
 
@@ -174,7 +183,7 @@ pub fn options(boot: u128) -> StoreOptions {
 pub fn format_with(slots: u64, slot_bytes: u64) -> Rc<RefCell<Vec<u8>>> {
     let bytes = Rc::new(RefCell::new(vec![0; (FIRST_SLOT_AT + slots * slot_bytes) as usize]));
     let arena = arena();
-    let made = CreateOptions { pool: PoolId(7), salt: 99, slot_bytes, now_seconds: 0 };
+    let made = CreateOptions { pool: PoolId(7), salt: SALT, slot_bytes, now_seconds: 0 };
     create(&mut plain(&bytes, &arena), &arena.pages, &made).unwrap();
     bytes
 }
@@ -215,13 +224,13 @@ fn open_on(
     unreadable: &[std::ops::Range<u64>],
     options: StoreOptions,
 ) -> Result<World, StoreError> {
-    let mut media = plain(&bytes, &arena);
-    media.unreadable = unreadable.to_vec();
-    let is_stuck = media.is_stuck.clone();
+    let media = plain(&bytes, &arena);
+    media.unreadable.borrow_mut().extend_from_slice(unreadable);
+    let (is_stuck, unreadable) = (media.is_stuck.clone(), media.unreadable.clone());
     let Arena { control, pages, memory, .. } = arena;
     let region = ArenaRegion { control, pages: pages.clone(), is_fresh };
     let store = Store::open(media, region, options)?;
-    Ok(World { store, bytes, memory, pages, is_stuck, now: 0 })
+    Ok(World { store, bytes, memory, pages, is_stuck, unreadable, now: 0 })
 }
 
 pub fn open(bytes: Rc<RefCell<Vec<u8>>>, boot: u128) -> Result<World, StoreError> {
@@ -237,7 +246,7 @@ pub fn check_bytes(
     let arena = arena();
     let mut media = plain(bytes, &arena);
     media.is_read_only = true;
-    media.unreadable = unreadable.to_vec();
+    media.unreadable.borrow_mut().extend_from_slice(unreadable);
     check(&mut media, &arena.pages, CheckOptions { places, ..CheckOptions::default() }).unwrap()
 }
 

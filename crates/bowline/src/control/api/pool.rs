@@ -46,6 +46,31 @@ impl PoolState {
     ];
 }
 
+/// Where a pool has its space from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Allocation {
+    /// A file that takes space of its file system as slots are opened: that may run out.
+    #[default]
+    Sparse,
+    /// A file that has all its space.
+    Preallocated,
+    /// A raw device.
+    Device,
+}
+
+impl Allocation {
+    /// The word for it, as in JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Allocation::Sparse => "sparse",
+            Allocation::Preallocated => "preallocated",
+            Allocation::Device => "device",
+        }
+    }
+}
+
 /// Where the space is. The same words everywhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
@@ -123,6 +148,9 @@ pub struct PoolStatus {
     pub path: String,
     /// Its identity, in hexadecimal.
     pub id: String,
+    /// Where it has its space from.
+    #[serde(default)]
+    pub allocation: Allocation,
     /// How it is.
     pub state: PoolState,
     /// What is not well.

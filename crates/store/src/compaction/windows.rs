@@ -142,7 +142,12 @@ impl Windows {
             let is_behind = window.block + window.blocks <= block;
             // What is asked for has to lie in one window.
             let is_cut = window.covers(block) && block + blocks > window.block + window.blocks;
-            if window.state == State::Holds && (is_behind || is_cut) {
+            let is_done = match window.state {
+                State::Holds => is_behind || is_cut,
+                State::Failed => is_behind,
+                _ => false,
+            };
+            if is_done {
                 window.state = State::Empty;
             }
         }
@@ -177,8 +182,8 @@ impl Windows {
     /// Reads into an empty window; what is asked for now takes the place of what was read ahead.
     fn read(&mut self, block: u32, blocks: u32, is_urgent: bool) -> Option<WindowRead> {
         let in_state = |state| self.windows.iter().position(|window| window.state == state);
-        let ahead = || if is_urgent { in_state(State::Holds) } else { None };
-        let at = in_state(State::Empty).or_else(ahead)?;
+        let ahead = || in_state(State::Holds).or_else(|| in_state(State::Failed));
+        let at = in_state(State::Empty).or_else(|| if is_urgent { ahead() } else { None })?;
         let window = &mut self.windows[at];
         (window.state, window.block, window.blocks) = (State::Reading, block, blocks);
         let into = window.span.part().sub(0, blocks * PAGE_BYTES);

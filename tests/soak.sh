@@ -5,6 +5,8 @@
 #   sim      seeds of the simulator
 #   kill     kill loops under live clients, each round with a seed of its own
 #   guest    guests that live through kills, on ext4, XFS and btrfs in turn
+#   replay   crash states of a guest's ext4, XFS and btrfs, 24 of each recording; one that breaks a
+#            promise is kept in build/replay
 #
 # STEPS=N sets how many steps the part has; `rm -r build/soak` starts all over.
 set -euo pipefail
@@ -17,11 +19,14 @@ case $part in
 sim) steps=${STEPS:-100} ;;
 kill) steps=${STEPS:-40} ;;
 guest) steps=${STEPS:-30} ;;
+replay) steps=${STEPS:-21} ;;
 *)
     sed -n 's/^# \{0,1\}//p' "$0" | sed 1d >&2
     exit 1
     ;;
 esac
+
+systems=(ext4 xfs btrfs)
 
 suite() { cargo test --quiet --release -p bowline --test "$@"; }
 
@@ -35,10 +40,35 @@ step() {
         BOWLINE_KILL_SEED=$1 BOWLINE_KILL_ROUNDS=50 BOWLINE_KILL_EACH=5 \
             suite kill -- --nocapture --test-threads 1
         ;;
-    guest)
-        local systems=(ext4 xfs btrfs)
-        suite guest -- --nocapture --test-threads 1 "${systems[$(($1 % 3))]}"
+    guest) suite guest -- --nocapture --test-threads 1 "${systems[$(($1 % 3))]}" ;;
+    replay)
+        export BOWLINE_REPLAY_SEED=$(($1 + 1)) BOWLINE_REPLAY_STATES=24
+        export BOWLINE_REPLAY_RECORDS=240 BOWLINE_REPLAY_WRITES=8000
+        suite replay -- --nocapture --test-threads 1 "${systems[$(($1 % 3))]}"
         ;;
+    esac
+}
+
+# What the steps of a part have counted, summed up. Something that never came up is a failure.
+coverage() {
+    case $part in
+    replay)
+        cat "$state/replay".[0-9]*.counted | sed 's/[,:;]//g' | awk '
+            { systems[$2] += $3; all += $3
+              for (at = 6; at < NF; at++) if ($(at + 1) ~ /^[0-9]+$/) counts[$at] += $(at + 1) }
+            END {
+                printf "%d crash states", all
+                split("ext4 xfs btrfs", names, " ")
+                for (at = 1; at <= 3; at++) {
+                    printf ", %s %d", names[at], systems[names[at]]; if (!systems[names[at]]) lacks = 1 }
+                split("checkpoint image-move slot-reuse random twice", names, " ")
+                for (at = 1; at <= 5; at++) {
+                    printf ", %s %d", names[at], counts[names[at]]; if (!counts[names[at]]) lacks = 1 }
+                printf ", unflushed writes %d (lost %d, torn %d)", counts["writes"], counts["lost"], counts["torn"]
+                exit lacks
+            }'
+        ;;
+    *) echo "$steps steps" ;;
     esac
 }
 
@@ -50,7 +80,12 @@ for ((at = done_before; at < steps; at++)); do
         echo "soak $part: FAILED at step $at of $steps; the whole log is in $state/$part.log"
         exit 1
     fi
+    grep ' states sound: ' "$state/$part.log" >"$state/$part.$at.counted" || true
     echo $((at + 1)) >"$state/$part"
     echo "soak $part: step $((at + 1)) of $steps, $((SECONDS - started)) s"
 done
-echo "soak $part: PASSED, $steps steps, $((SECONDS - started)) s in this run"
+if ! counted=$(coverage); then
+    echo "soak $part: FAILED, something never came up: $counted"
+    exit 1
+fi
+echo "soak $part: PASSED, $counted, $((SECONDS - started)) s in this run"

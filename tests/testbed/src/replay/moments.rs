@@ -72,7 +72,7 @@ pub fn find(trace: &Trace, header: &[u8]) -> Result<Moments> {
             finder.slot(op, at / slot_bytes, at % slot_bytes == 0)?;
         }
     }
-    finder.found.insert(Class::Random, vec![0..trace.steps() + 1]);
+    finder.found.entry(Class::Random).or_default().push(0..trace.steps() + 1);
     Ok(finder.found)
 }
 

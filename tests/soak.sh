@@ -49,43 +49,71 @@ step() {
     esac
 }
 
-# What the steps of a part have counted, summed up. Something that never came up is a failure.
-coverage() {
+# The lines of a step's log that count something.
+counted() {
     case $part in
+    sim) grep -E '^(host crashes|process crashes|recoveries crashed inside) {2}' "$1" ;;
+    kill) grep -E ' (kills|deaths of the host|deaths), ' "$1" ;;
+    replay) grep ' states sound: ' "$1" ;;
+    guest) grep '^Kill ' "$1" ;;
+    esac
+}
+
+# What all steps have counted, summed up. What never came up in a replay is a failure.
+summed_up() {
+    case $part in
+    sim)
+        awk '{ sum[$1] += $NF; all += $NF } END {
+            printf "%d crash states: of the host %d, of processes %d, inside recoveries %d",
+                all, sum["host"], sum["process"], sum["recoveries"]; exit !all }'
+        ;;
     replay)
-        cat "$state/replay".[0-9]*.counted | sed 's/[,:;]//g' | awk '
+        sed 's/[,:;]//g' | awk '
+            function name(counts, names, at, list) {
+                split(names, list, " ")
+                for (at = 1; at in list; at++) {
+                    printf ", %s %d", list[at], counts[list[at]]
+                    if (!counts[list[at]]) lacks = 1
+                }
+            }
             { systems[$2] += $3; all += $3
               for (at = 6; at < NF; at++) if ($(at + 1) ~ /^[0-9]+$/) counts[$at] += $(at + 1) }
             END {
                 printf "%d crash states", all
-                split("ext4 xfs btrfs", names, " ")
-                for (at = 1; at <= 3; at++) {
-                    printf ", %s %d", names[at], systems[names[at]]; if (!systems[names[at]]) lacks = 1 }
-                split("checkpoint image-move slot-reuse random twice", names, " ")
-                for (at = 1; at <= 5; at++) {
-                    printf ", %s %d", names[at], counts[names[at]]; if (!counts[names[at]]) lacks = 1 }
-                printf ", unflushed writes %d (lost %d, torn %d)", counts["writes"], counts["lost"], counts["torn"]
+                name(systems, "ext4 xfs btrfs")
+                name(counts, "checkpoint image-move slot-reuse random twice")
+                printf ", unflushed writes %d (lost %d, torn %d)",
+                    counts["writes"], counts["lost"], counts["torn"]
                 exit lacks
             }'
         ;;
-    *) echo "$steps steps" ;;
+    kill)
+        awk '$2 == "kills," { kills += $1 } / of the host, / { hosts += $1 }
+            / labels, / { labels += $3 } END {
+            printf "%d kills, %d deaths of the host, %d deaths at labelled places",
+                kills, hosts, labels; exit !(kills && hosts && labels) }'
+        ;;
+    guest) awk 'END { printf "%d kills", NR; exit !NR }' ;;
     esac
 }
 
 done_before=$(cat "$state/$part" 2>/dev/null || echo 0)
 started=$SECONDS
 for ((at = done_before; at < steps; at++)); do
+    began=$SECONDS
     if ! step "$at" >"$state/$part.log" 2>&1; then
         tail -40 "$state/$part.log"
         echo "soak $part: FAILED at step $at of $steps; the whole log is in $state/$part.log"
         exit 1
     fi
-    grep ' states sound: ' "$state/$part.log" >"$state/$part.$at.counted" || true
+    counted "$state/$part.log" >"$state/$part.$at.counted"
+    echo $((SECONDS - began)) >"$state/$part.$at.seconds"
     echo $((at + 1)) >"$state/$part"
     echo "soak $part: step $((at + 1)) of $steps, $((SECONDS - started)) s"
 done
-if ! counted=$(coverage); then
-    echo "soak $part: FAILED, something never came up: $counted"
+if ! sum=$(cat "$state/$part".[0-9]*.counted | summed_up); then
+    echo "soak $part: FAILED, something never came up: $sum"
     exit 1
 fi
-echo "soak $part: PASSED, $counted, $((SECONDS - started)) s in this run"
+seconds=$(cat "$state/$part".[0-9]*.seconds | awk '{ sum += $1 } END { print sum }')
+echo "soak $part: PASSED, $steps steps in $seconds s, $sum"

@@ -167,3 +167,75 @@ fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
     let bytes = bytes.get(at..at + length)?;
     Some(bytes.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::trace::tests::{DONE, FLUSH, WRITE, log};
+    use super::*;
+
+    const SLOT: u64 = 64 << 10;
+
+    fn pool() -> Vec<u8> {
+        let mut header = vec![0; BLOCK];
+        header[..8].copy_from_slice(b"BOWLPOOL");
+        header[40..48].copy_from_slice(&SLOT.to_le_bytes());
+        header
+    }
+
+    fn segment(kind: u8, id: u64) -> Vec<u8> {
+        let mut block = vec![0; BLOCK];
+        block[8..16].copy_from_slice(b"BOWLSEGM");
+        block[20] = kind;
+        block[40..48].copy_from_slice(&id.to_le_bytes());
+        block
+    }
+
+    /// A batch: a write of one block, then a record of this kind.
+    fn batch(record: u8) -> Vec<u8> {
+        let mut head = vec![0; 3 * BLOCK];
+        head[8..16].copy_from_slice(b"BOWLBTCH");
+        head[20] = 2;
+        for (at, kind) in [(128, 1), (168, 4)] {
+            head[at + 4] = kind;
+            head[at + 16] = 1;
+        }
+        head[2 * BLOCK] = record;
+        head
+    }
+
+    fn find_in(writes: &[(u64, Vec<u8>)]) -> Moments {
+        let mut entries: Vec<(u64, u64, u64, &[u8])> = Vec::new();
+        for (at, data) in writes {
+            entries.extend([(WRITE, 1, *at, &data[..]), (DONE, 1, 0, &[])]);
+            entries.extend([(FLUSH, 2, 0, &[][..]), (DONE, 2, 0, &[])]);
+        }
+        find(&log(&entries), &pool()).unwrap()
+    }
+
+    #[test]
+    fn delicate_moments_are_found() {
+        let slot = |slot: u64| SLOTS_AT + slot * SLOT;
+        let moments = find_in(&[
+            (slot(0), [segment(1, 7), batch(1)].concat()),
+            (slot(1), [segment(2, 8), vec![0; BLOCK]].concat()),
+            (slot(1) + 8192, vec![0; BLOCK]),
+            (slot(0) + 4 * BLOCK as u64, batch(3)),
+            (slot(2), segment(3, 9)),
+            (slot(3), segment(4, 10)),
+            (SUPERBLOCKS.start, vec![0; BLOCK]),
+            (SUPERBLOCKS.start + (16 << 10), vec![0; BLOCK]),
+            (slot(0), segment(1, 11)),
+        ]);
+        assert_eq!(moments[&Class::ImageMove], [5..16], "from the image to its record's flush");
+        assert_eq!(moments[&Class::Checkpoint], [17..32], "from a page to the second superblock");
+        assert_eq!(moments[&Class::SlotReuse], [33..36]);
+        assert_eq!(moments[&Class::Random], [0..37]);
+    }
+
+    #[test]
+    fn where_nothing_is_nothing_is_found() {
+        let moments = find_in(&[(SLOTS_AT, [segment(1, 7), batch(1)].concat())]);
+        assert_eq!(moments.keys().collect::<Vec<_>>(), [&Class::Random]);
+        assert!(find(&log(&[]), &[0; BLOCK]).is_err(), "no pool");
+    }
+}

@@ -226,10 +226,15 @@ mod tests {
             (SUPERBLOCKS.start + (16 << 10), vec![0; BLOCK]),
             (slot(0), segment(1, 11)),
         ]);
-        assert_eq!(moments[&Class::ImageMove], [5..16], "from the image to its record's flush");
-        assert_eq!(moments[&Class::Checkpoint], [17..32], "from a page to the second superblock");
-        assert_eq!(moments[&Class::SlotReuse], [33..36]);
-        assert_eq!(moments[&Class::Random], [0..37]);
+        let expected = [
+            (Class::Checkpoint, 17..32, "from a page to the second superblock"),
+            (Class::ImageMove, 5..16, "from the image to the flush of its record"),
+            (Class::SlotReuse, 33..36, "from the header to its flush"),
+            (Class::Random, 0..37, "everywhere"),
+        ];
+        for (class, range, what) in expected {
+            assert_eq!(moments[&class].as_slice(), std::slice::from_ref(&range), "{what}");
+        }
     }
 
     #[test]

@@ -66,6 +66,6 @@ fn what_is_wrong_in_a_state_is_caught() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let caught = campaign("ext4").faults(&Fault::ALL);
     for (fault, how) in caught.unwrap_or_else(|error| panic!("{error}")) {
-        println!("replay: {fault:?} is caught: {}", how.lines().next().unwrap_or_default());
+        println!("replay: {fault:?} is caught: {}", how.lines().last().unwrap_or_default());
     }
 }

@@ -99,7 +99,8 @@ impl Lane {
             !state.is_empty() || self.server.is_dead()
         })?;
         if state != "well" {
-            return Err(format!("the pool is {state:?}\n{}", self.said()).into());
+            let state = if state.is_empty() { "refused" } else { &state };
+            return Err(format!("the pool is {state}\n{}", self.said()).into());
         }
         Ok(())
     }

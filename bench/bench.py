@@ -117,6 +117,9 @@ class Peer:
     def cpu_seconds(self):
         return tree_cpu_seconds(self.process.pid)
 
+    def takes_part(self, arguments):
+        return True
+
     def stop(self):
         if self.process:
             self.process.terminate()
@@ -188,6 +191,10 @@ class Bowline(Peer):
                 "log": pool["log_bytes"], "map": pool["map_bytes"],
                 "moved": pool["compaction_bytes"], "media_flushes": pool["media_flushes"],
                 "medium": written_bytes(self.process.pid)}
+
+    def takes_part(self, arguments):
+        """With a filter only where there are flushes: that is what it delays."""
+        return not self.filters or "SYNC=" in arguments
 
     def stop(self):
         super().stop()
@@ -280,12 +287,13 @@ def table(results, peers, jobs, out):
     write("| job | unit | " + " | ".join(names) + " | bowline vs qemu-none | vs limit |")
     write("|---|---|" + "---:|" * (len(names) + 2))
     for job, unit, _ in jobs:
-        values = {name: median(results[job, name], "value") for name in names}
+        values = {name: median(results[job, name], "value")
+                  for name in names if (job, name) in results}
 
         def ratio(other):
             ratio = compare(results, job, other)
             return f"{ratio:.2f}" if ratio else "-"
-        cells = [f"{values[name]:,.0f}" for name in names]
+        cells = [f"{values[name]:,.0f}" if name in values else "-" for name in names]
         write(f"| {job} | {unit} | " + " | ".join(cells)
               + f" | {ratio(REFERENCE)} | {ratio(LIMIT)} |")
     write()
@@ -295,7 +303,9 @@ def table(results, peers, jobs, out):
     write("|---|---|" + "---:|" * 8)
     for job, _, _ in jobs:
         for name in names:
-            rows = results[job, name]
+            rows = results.get((job, name))
+            if not rows:
+                continue
             cells = [f"{median(rows, key):.0f}" for key in ("p50", "p99")]
             cells.append(f"{median(rows, 'cpu_us'):.1f}")
             user, flushes = median(rows, "user"), median(rows, "flushes")
@@ -375,6 +385,8 @@ def main():
         for round_number in range(options.rounds):
             for job, unit, arguments in jobs:
                 for peer in order:
+                    if not peer.takes_part(arguments):
+                        continue
                     row = measure(peer, unit, arguments, options.seconds, size)
                     results.setdefault((job, peer.name), []).append(row)
                     print(f"round {round_number + 1}  {job:<24} {peer.name:<20} "

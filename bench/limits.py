@@ -35,7 +35,7 @@ class Server:
     """A pool of its own, and a process that serves it when it is started."""
 
     def __init__(self, program, folder, pool_bytes):
-        self.program, self.process = program, None
+        self.program, self.process, self.prefix = program, None, []
         self.folder = tempfile.mkdtemp(prefix="bowline-limits-", dir=folder)
         self.arena = tempfile.mkdtemp(prefix="bowline-limits-", dir="/dev/shm")
         self.pool, self.socket = self.path("pool"), self.path("nbd.sock")
@@ -63,7 +63,7 @@ class Server:
         return json.loads(done.stdout)
 
     def launch(self, *more):
-        command = [self.program, "serve", "--pool", self.pool, "--nbd", f"unix:{self.socket}",
+        command = [*self.prefix, self.program, "serve", "--pool", self.pool, "--nbd", f"unix:{self.socket}",
                    "--control", self.control, "--arena", self.arena, *more]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
 
@@ -123,11 +123,24 @@ class Server:
         """Runs a job; what fio measured of it."""
         return finish_fio(self.begin_fio(disk, arguments))
 
+    def keep_apart(self):
+        """Gives the server a processor that clients do not use: who has to wait for a processor
+        stalls too, but not through any fault of its own."""
+        first, *others = sorted(os.sched_getaffinity(0))
+        if others:
+            self.prefix = ["taskset", "-c", str(first)]
+            os.sched_setaffinity(0, others)
+
     def begin_fio(self, disk, arguments):
         command = ["fio", "--name=job", "--ioengine=nbd", f"--uri={self.uri(disk)}", "--thread",
                    "--randrepeat=0", "--output-format=json", *arguments.split()]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 cwd=self.folder)
+
+    def waited_seconds(self):
+        """How long the data thread, the first one, was ready and did not run."""
+        with open(f"/proc/{self.process.pid}/schedstat") as times:
+            return int(times.read().split()[1]) / 1e9
 
     def written_bytes(self):
         """What the kernel says that the server has written to the medium."""
@@ -254,8 +267,10 @@ def stall(options):
         server.fio("wide", f"--rw=randwrite --bs=64k --iodepth=8 --size={TIB} --norandommap"
                            f" --io_size={int(GIB * options.scale)}")
         server.stop()
+        processors = os.sched_getaffinity(0)
+        server.keep_apart()
         server.start()
-        before = server.counters()
+        before, waited = server.counters(), server.waited_seconds()
         seconds = int(60 * options.scale)
         common = f" --size={4 * GIB} --time_based --norandommap --runtime={seconds}"
         writer = server.begin_fio("work", "--rw=randwrite --bs=4k --iodepth=16" + common)
@@ -268,8 +283,10 @@ def stall(options):
         took = time.monotonic() - begin
         written, read = finish_fio(writer), finish_fio(reader)
         status = server.status()
-        after = server.counters()
+        after, waited = server.counters(), server.waited_seconds() - waited
+        os.sched_setaffinity(0, processors)
         yield "longest turn of the data thread", 10, status["stall_max_us"] / 1000, "ms"
+        yield "time it waited for a processor", None, waited / seconds * 100, "%"
         yield "checkpoints meanwhile", None, after["checkpoints"] - before["checkpoints"], ""
         yield "moved by compaction meanwhile", None, \
             (after["compaction_bytes"] - before["compaction_bytes"]) / MIB, "MiB"

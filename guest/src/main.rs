@@ -1,13 +1,15 @@
 //! What runs inside a test guest.
 //!
 //! - `agent CONSOLE` is the first process: it runs the host's commands and says what they said.
-//! - `journal FILE` and `raw DEVICE` work for ever and print the number of each record that was
-//!   acknowledged; `journal-check` and `raw-check` say whether every record to a number is there.
+//! - `journal FILE`, `churn FOLDER` and `raw DEVICE` work for ever and print the number of each
+//!   record that was acknowledged; `journal-check`, `churn-check` and `raw-check` say whether every
+//!   record to a number is there.
 //! - `sql` prints one transaction after the other, each followed by its number, for `sqlite3`.
 //!
 //! It depends on nothing, so that it can be built static for any guest.
 
 mod agent;
+mod churn;
 mod journal;
 mod raw;
 
@@ -21,10 +23,14 @@ fn main() -> ExitCode {
         ["agent", console] => agent::run(console),
         ["journal", file] => journal::run(file),
         ["journal-check", file, through] => number(through).and_then(|n| journal::check(file, n)),
+        ["churn", folder] => churn::run(folder),
+        ["churn-check", folder, through] => number(through).and_then(|n| churn::check(folder, n)),
         ["raw", device] => raw::run(device),
         ["raw-check", device, through] => number(through).and_then(|n| raw::check(device, n)),
         ["sql"] => sql(),
-        _ => Err(io::Error::other("agent|journal|journal-check|raw|raw-check|sql")),
+        _ => {
+            Err(io::Error::other("agent|journal|churn|raw|journal-check|churn-check|raw-check|sql"))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -64,7 +64,7 @@ fn measure(
     let mut span = pages.take(2).ok_or("no pages")?;
     memory.slice_mut(&mut span).fill(7);
     if written {
-        run(media.as_mut(), Io::Allocate { at: 0, bytes })?;
+        run(media.as_mut(), Io::Allocate { at: 0, bytes, zeroed: true })?;
         run(media.as_mut(), Io::Flush)?;
     }
     let mut times = Vec::new();

@@ -176,8 +176,9 @@ impl Bench<'_> {
         let (at, bytes) = (1 << 20, 1 << 20);
         let span = self.page(8);
         assert_eq!(self.run(Io::Discard { at, bytes }), Ok(()));
-        assert_eq!(self.run(Io::Allocate { at, bytes }), Ok(()));
+        assert_eq!(self.run(Io::Allocate { at, bytes, zeroed: true }), Ok(()));
         assert_eq!(self.run(Io::Write { at, from: vec![span.part()] }), Ok(()));
+        assert_eq!(self.run(Io::Allocate { at, bytes, zeroed: false }), Ok(()));
         assert_eq!(self.run(Io::Flush), Ok(()));
         assert_eq!(self.blocks(at, 1), [Some(8)]);
         assert_eq!(self.run(Io::Discard { at, bytes }), Ok(()));

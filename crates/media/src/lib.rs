@@ -9,6 +9,7 @@
 
 mod clock;
 pub mod conformance;
+mod driver;
 pub mod filters;
 mod flush;
 mod open;

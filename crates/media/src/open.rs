@@ -10,7 +10,8 @@ use bowline_arena::{Completed, Memory, Part, Ring};
 use bowline_store::Media;
 
 use crate::filters::{
-    Delay, Errors, FilterSpec, Log, Rate, SpecError, Statistics, StatisticsFilter, Volatile,
+    DataLess, Errors, FilterSpec, Log, SpecError, Statistics, StatisticsFilter, Volatile, delay,
+    rate,
 };
 use crate::target::{Target, TargetKind};
 use crate::threads::{ThreadEvents, ThreadMedia};
@@ -25,7 +26,7 @@ pub struct OpenOptions {
     /// The data thread's ring, and the class of the medium's operations on it. Without one,
     /// threads make plain calls.
     pub ring: Option<(Rc<RefCell<Ring>>, u8)>,
-    /// Filters, the first nearest to the medium.
+    /// Filters, the first outermost.
     pub filters: Vec<FilterSpec>,
     /// The filters' time.
     pub clock: Clock,
@@ -70,7 +71,7 @@ pub struct Opened {
     pub events: MediaEvents,
     /// The numbers at the medium itself, below all filters.
     pub statistics: Rc<Statistics>,
-    /// The numbers of each filter `statistics`, in the order of the filters.
+    /// The numbers of each filter `statistics`, the outermost first.
     pub filter_statistics: Vec<Rc<Statistics>>,
     /// File or device.
     pub kind: TargetKind,
@@ -157,9 +158,10 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Opened, OpenError> {
     let statistics = counted.statistics();
     let mut filter_statistics = Vec::new();
     let mut media: Box<dyn Media> = Box::new(counted);
-    for spec in &options.filters {
+    for spec in options.filters.iter().rev() {
         media = filter(media, spec, &options, &mut filter_statistics)?;
     }
+    filter_statistics.reverse();
     Ok(Opened { media, events, statistics, filter_statistics, kind, direct })
 }
 
@@ -172,11 +174,9 @@ fn filter(
 ) -> Result<Box<dyn Media>, SpecError> {
     let (memory, clock) = (Rc::clone(&options.memory), options.clock.clone());
     Ok(match spec {
-        FilterSpec::Delay { kind, delay } => Box::new(Delay::new(inner, *kind, *delay, clock)),
+        FilterSpec::Delay { kind, delay: by } => delay(inner, *kind, *by, clock),
         FilterSpec::Error { kind, which } => Box::new(Errors::new(inner, *kind, *which)),
-        FilterSpec::Rate { bytes_per_second } => {
-            Box::new(Rate::new(inner, *bytes_per_second, clock))
-        }
+        FilterSpec::Rate { bytes_per_second } => rate(inner, *bytes_per_second, clock),
         FilterSpec::Log { path } => {
             let failed = |cause| SpecError::Log { path: path.clone(), cause };
             Box::new(Log::new(inner, memory, path).map_err(failed)?)
@@ -185,6 +185,10 @@ fn filter(
             let filter = StatisticsFilter::new(inner, clock);
             statistics.push(filter.statistics());
             Box::new(filter)
+        }
+        FilterSpec::DataLess { path } => {
+            let failed = |cause| SpecError::DataLess { path: path.clone(), cause };
+            Box::new(DataLess::new(inner, memory, path).map_err(failed)?)
         }
         FilterSpec::Volatile => {
             let staging = options.staging.ok_or(SpecError::NoPage)?;

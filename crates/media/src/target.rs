@@ -190,36 +190,51 @@ impl Target {
         }
     }
 
-    /// Allocates space and writes zeros over it: written extents make later flushes cheaper than
-    /// merely allocated ones. A device has its space.
-    pub(crate) fn allocate(&self, at: u64, bytes: u64) -> Result<(), MediumError> {
+    /// Takes space for a range. `zeroed`: has zeros written where nothing was yet: written extents
+    /// make later flushes cheaper than merely allocated ones. A device has its space.
+    pub(crate) fn allocate(&self, at: u64, bytes: u64, zeroed: bool) -> Result<(), MediumError> {
         if self.kind == TargetKind::Device {
             return Ok(());
         }
-        // Where every block is written already, there is nothing to win. Blocks that are merely
-        // allocated are holes in this sense.
-        let hole = rustix::fs::seek(&self.descriptor, rustix::fs::SeekFrom::Hole(at));
-        if hole.is_ok_and(|hole| hole >= at + bytes) {
-            return Ok(());
-        }
         let call = || format!("allocation of {bytes} bytes at {at}");
-        match rustix::fs::fallocate(&self.descriptor, FallocateFlags::empty(), at, bytes) {
+        match rustix::fs::fallocate(&self.descriptor, FallocateFlags::KEEP_SIZE, at, bytes) {
             Ok(()) | Err(rustix::io::Errno::NOTSUP) => {}
             Err(error) => return Err(failed(call(), error)),
         }
-        let (mut at, end) = (at, at + bytes);
+        let (mut from, end) = (at, at + bytes);
+        while zeroed && from < end {
+            let Some((start, stop)) = self.hole(from, end) else { break };
+            self.zero(start, stop).map_err(|error| {
+                let code = error.raw_os_error().unwrap_or(libc::EIO);
+                MediumError::System { call: call(), code }
+            })?;
+            from = stop;
+        }
+        Ok(())
+    }
+
+    /// The next range without written blocks. Blocks that are merely allocated are holes in this
+    /// sense; where a file system does not know, everything is written.
+    fn hole(&self, from: u64, end: u64) -> Option<(u64, u64)> {
+        use rustix::fs::{SeekFrom, seek};
+        let start = seek(&self.descriptor, SeekFrom::Hole(from)).ok().filter(|at| *at < end)?;
+        let stop = seek(&self.descriptor, SeekFrom::Data(start)).map_or(end, |at| at.min(end));
+        // A hole may begin in the middle of a block of ours; what is written there stays.
+        let start = start.next_multiple_of(BLOCK_BYTES);
+        let stop = if stop < end { stop / BLOCK_BYTES * BLOCK_BYTES } else { end };
+        if start < stop { Some((start, stop)) } else { self.hole(stop.max(start + 1), end) }
+    }
+
+    fn zero(&self, mut at: u64, end: u64) -> std::io::Result<()> {
         while at < end {
             let piece = (end - at).min(PIECE_BYTES);
             let (base, part) = (ZEROS.0.as_ptr() as usize, Part { offset: 0, bytes: piece as u32 });
             // SAFETY: writes from a constant.
             match unsafe { self.transfer(Direction::Write, at, base, &[part]) } {
-                Ok(0) => return Err(MediumError::Short { call: call(), done: 0 }),
+                Ok(0) => return Err(Error::from_raw_os_error(libc::EIO)),
                 Ok(moved) => at += moved,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let code = error.raw_os_error().unwrap_or(libc::EIO);
-                    return Err(MediumError::System { call: call(), code });
-                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -5,17 +5,16 @@
 //! process is free, nothing of it can land any more; no ring is to be fenced.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_arena::{Memory, Part};
 use bowline_store::{Completion, Io, IoId, Media, MediumError};
 
-use crate::target::{Direction, Extent, Target};
-use crate::work::{Mailbox, Work, Workers};
+use crate::driver::{Desk, Driver};
+use crate::target::{Direction, Target};
+use crate::work::{Work, Workers};
 
 /// A file or block device by `preadv` and `pwritev`.
 pub struct ThreadMedia(Rc<RefCell<State>>);
@@ -27,13 +26,8 @@ pub struct ThreadEvents(Rc<RefCell<State>>);
 struct State {
     // First, so that its calls have ended before the memory can go.
     transfers: Workers,
-    helper: Workers,
+    desk: Desk,
     memory: Rc<Memory>,
-    target: Arc<Target>,
-    extent: Extent,
-    mailbox: Arc<Mailbox>,
-    done: VecDeque<Completion>,
-    outstanding: usize,
 }
 
 impl ThreadMedia {
@@ -43,19 +37,10 @@ impl ThreadMedia {
         threads: usize,
         spin: Duration,
     ) -> std::io::Result<ThreadMedia> {
-        let target = Arc::new(target);
-        let mailbox = Mailbox::new()?;
-        let state = State {
-            transfers: Workers::start("bowline-io", threads.max(2), spin, &target, &mailbox)?,
-            helper: Workers::start("bowline-space", 1, Duration::ZERO, &target, &mailbox)?,
-            memory,
-            extent: Extent::new(&target)?,
-            target,
-            mailbox,
-            done: VecDeque::new(),
-            outstanding: 0,
-        };
-        Ok(ThreadMedia(Rc::new(RefCell::new(state))))
+        let desk = Desk::new(target)?;
+        let (count, target) = (threads.max(2), &desk.target);
+        let transfers = Workers::start("bowline-io", count, spin, target, &desk.mailbox)?;
+        Ok(ThreadMedia(Rc::new(RefCell::new(State { transfers, desk, memory }))))
     }
 
     /// The event loop's end.
@@ -70,7 +55,7 @@ impl ThreadEvents {
     /// open as long as this value lives.
     #[must_use]
     pub fn wake_descriptor(&self) -> RawFd {
-        self.0.borrow().mailbox.wake().as_raw_fd()
+        self.0.borrow().desk.mailbox.wake().as_raw_fd()
     }
 
     /// The same as a descriptor of the caller's own.
@@ -78,63 +63,41 @@ impl ThreadEvents {
     /// # Errors
     /// If the system has none left.
     pub fn wake_clone(&self) -> std::io::Result<std::os::fd::OwnedFd> {
-        self.0.borrow().mailbox.wake().try_clone_to_owned()
+        self.0.borrow().desk.mailbox.wake().try_clone_to_owned()
     }
 }
 
 impl Media for ThreadMedia {
     fn bytes_total(&self) -> u64 {
-        let state = self.0.borrow();
-        state.extent.now(&state.target)
+        let desk = &self.0.borrow().desk;
+        desk.extent.now(&desk.target)
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
-        let mut state = self.0.borrow_mut();
-        state.outstanding += 1;
-        match io {
-            Io::Read { at, into } => state.transfer(id, Direction::Read, at, vec![into]),
-            Io::Write { at, from } => state.transfer(id, Direction::Write, at, from),
-            // SAFETY: these calls name no memory of the caller.
-            Io::Flush => unsafe { state.transfers.push(id, Work::Flush) },
-            // SAFETY: as above.
-            Io::Discard { at, bytes } => unsafe {
-                state.helper.push(id, Work::Discard { at, bytes });
-            },
-            // SAFETY: as above.
-            Io::Allocate { at, bytes } => unsafe {
-                state.helper.push(id, Work::Allocate { at, bytes });
-            },
-        }
+        Driver::submit(&mut *self.0.borrow_mut(), id, io);
     }
 
     fn complete(&mut self) -> Option<Completion> {
-        let mut state = self.0.borrow_mut();
-        state.collect();
-        let completion = state.done.pop_front()?;
-        state.outstanding -= 1;
-        Some(completion)
+        Driver::complete(&mut *self.0.borrow_mut())
     }
 
     fn wait(&mut self) -> Result<(), MediumError> {
         let mut state = self.0.borrow_mut();
-        assert!(state.outstanding > 0, "a wait for nothing");
+        assert!(state.desk.outstanding > 0, "a wait for nothing");
         state.collect();
-        if state.done.is_empty() {
-            state.mailbox.wait();
+        if state.desk.done.is_empty() {
+            state.desk.mailbox.wait();
         }
         Ok(())
     }
 }
 
-impl State {
+impl Driver for State {
+    fn desk(&mut self) -> &mut Desk {
+        &mut self.desk
+    }
+
     fn transfer(&mut self, id: IoId, direction: Direction, at: u64, parts: Vec<Part>) {
-        let bytes = parts.iter().map(|part| u64::from(part.bytes)).sum();
-        if !self.extent.holds(&self.target, at, bytes) {
-            let call = direction.call(bytes, at);
-            let result = Err(MediumError::System { call, code: libc::EINVAL });
-            self.done.push_back(Completion { id, result });
-            return;
-        }
         for part in &parts {
             // Panics here, and not in another thread, if the part is none of this memory.
             self.memory.address(*part);
@@ -145,9 +108,19 @@ impl State {
         unsafe { self.transfers.push(id, Work::Transfer { direction, at, base, parts }) };
     }
 
+    fn flush(&mut self, id: IoId) {
+        // SAFETY: a flush names no memory.
+        unsafe { self.transfers.push(id, Work::Flush) };
+    }
+
+    fn help(&mut self, id: IoId, work: Work) {
+        // SAFETY: these calls name no memory of the caller.
+        unsafe { self.desk.helper.push(id, work) };
+    }
+
     fn collect(&mut self) {
-        for done in self.mailbox.take() {
-            self.done.push_back(Completion { id: done.id, result: done.result });
+        for done in self.desk.mailbox.take() {
+            self.desk.done.push_back(Completion { id: done.id, result: done.result });
         }
     }
 }

@@ -9,19 +9,18 @@
 //! passed; calls of threads have ended when the process's lock is free.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bowline_arena::{Completed, Operation, Part, Ring, UserData, fail_point};
 use bowline_store::{Completion, Io, IoId, Media, MediumError};
 
+use crate::driver::{Desk, Driver};
 use crate::flush::{FlushPlace, FlushPolicy};
 use crate::progress::Progress;
-use crate::target::{Direction, Extent, Target, VECTORS_MAX};
-use crate::work::{Mailbox, Work, Workers};
+use crate::target::{Direction, Target, VECTORS_MAX};
+use crate::work::{Work, Workers};
 
 /// The slot of the poll for the threads' results.
 const WAKE_SLOT: u32 = (1 << 24) - 1;
@@ -47,21 +46,15 @@ struct Slot {
 }
 
 pub(crate) struct State {
-    target: Arc<Target>,
-    extent: Extent,
+    desk: Desk,
     ring: Rc<RefCell<Ring>>,
     class: u8,
     spin: Duration,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    done: VecDeque<Completion>,
     reads: usize,
-    /// Submitted and not given back by `complete`.
-    outstanding: usize,
     policy: FlushPolicy,
     flusher: Workers,
-    helper: Workers,
-    mailbox: Arc<Mailbox>,
     /// Jobs that threads have.
     jobs: usize,
     polling: bool,
@@ -75,25 +68,18 @@ impl UringMedia {
         spin: Duration,
         place: FlushPlace,
     ) -> std::io::Result<UringMedia> {
-        let target = Arc::new(target);
-        let mailbox = Mailbox::new()?;
-        let flusher = Workers::start("bowline-flush", 1, spin, &target, &mailbox)?;
-        let helper = Workers::start("bowline-space", 1, Duration::ZERO, &target, &mailbox)?;
+        let desk = Desk::new(target)?;
+        let flusher = Workers::start("bowline-flush", 1, spin, &desk.target, &desk.mailbox)?;
         let state = State {
-            extent: Extent::new(&target)?,
-            target,
+            desk,
             ring,
             class,
             spin,
             slots: Vec::new(),
             free: Vec::new(),
-            done: VecDeque::new(),
             reads: 0,
-            outstanding: 0,
             policy: FlushPolicy::new(place),
             flusher,
-            helper,
-            mailbox,
             jobs: 0,
             polling: false,
         };
@@ -117,36 +103,24 @@ impl UringEvents {
 
 impl Media for UringMedia {
     fn bytes_total(&self) -> u64 {
-        let state = self.0.borrow();
-        state.extent.now(&state.target)
+        let desk = &self.0.borrow().desk;
+        desk.extent.now(&desk.target)
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
-        let mut state = self.0.borrow_mut();
-        state.outstanding += 1;
-        match io {
-            Io::Read { at, into } => state.transfer(id, Direction::Read, at, vec![into]),
-            Io::Write { at, from } => state.transfer(id, Direction::Write, at, from),
-            Io::Flush => state.flush(id),
-            Io::Discard { at, bytes } => state.help(id, Work::Discard { at, bytes }),
-            Io::Allocate { at, bytes } => state.help(id, Work::Allocate { at, bytes }),
-        }
+        Driver::submit(&mut *self.0.borrow_mut(), id, io);
     }
 
     fn complete(&mut self) -> Option<Completion> {
-        let mut state = self.0.borrow_mut();
-        state.collect();
-        let completion = state.done.pop_front()?;
-        state.outstanding -= 1;
-        Some(completion)
+        Driver::complete(&mut *self.0.borrow_mut())
     }
 
     fn wait(&mut self) -> Result<(), MediumError> {
         let mut state = self.0.borrow_mut();
-        assert!(state.outstanding > 0, "a wait for nothing");
+        assert!(state.desk.outstanding > 0, "a wait for nothing");
         loop {
             state.collect();
-            if !state.done.is_empty() {
+            if !state.desk.done.is_empty() {
                 return Ok(());
             }
             let waited = state.ring.borrow_mut().wait(None, state.spin);
@@ -168,15 +142,12 @@ impl Drop for State {
     }
 }
 
-impl State {
+impl Driver for State {
+    fn desk(&mut self) -> &mut Desk {
+        &mut self.desk
+    }
+
     fn transfer(&mut self, id: IoId, direction: Direction, at: u64, parts: Vec<Part>) {
-        let bytes = parts.iter().map(|part| u64::from(part.bytes)).sum();
-        if !self.extent.holds(&self.target, at, bytes) {
-            let call = direction.call(bytes, at);
-            let result = Err(MediumError::System { call, code: libc::EINVAL });
-            self.done.push_back(Completion { id, result });
-            return;
-        }
         self.reads += usize::from(direction == Direction::Read);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -188,11 +159,50 @@ impl State {
         self.push(slot);
     }
 
+    fn flush(&mut self, id: IoId) {
+        if !self.policy.on_data_thread(self.reads) {
+            // SAFETY: a flush names no memory.
+            unsafe { self.flusher.push(id, Work::Flush) };
+            self.jobs += 1;
+            self.poll_for_results();
+            return;
+        }
+        // What was pushed before shall not wait for the flush.
+        let submitted = self.ring.borrow_mut().submit();
+        let start = Instant::now();
+        let result =
+            submitted.map_err(|error| ring_error(&error)).and_then(|()| self.desk.target.flush());
+        self.policy.record(start.elapsed().as_micros() as u64);
+        self.desk.done.push_back(Completion { id, result });
+    }
+
+    fn help(&mut self, id: IoId, work: Work) {
+        // SAFETY: these calls name no memory of the caller.
+        unsafe { self.desk.helper.push(id, work) };
+        self.jobs += 1;
+        self.poll_for_results();
+    }
+
+    fn collect(&mut self) {
+        if self.jobs == 0 {
+            return;
+        }
+        for done in self.desk.mailbox.take() {
+            self.jobs -= 1;
+            if let Some(micros) = done.flush_micros {
+                self.policy.record(micros);
+            }
+            self.desk.done.push_back(Completion { id: done.id, result: done.result });
+        }
+    }
+}
+
+impl State {
     /// Pushes what is left of a slot's transfer.
     fn push(&mut self, slot: u32) {
         let Slot { generation, transfer } = &mut self.slots[slot as usize];
         let Some(transfer) = transfer else { return };
-        let descriptor = self.target.descriptor();
+        let descriptor = self.desk.target.descriptor();
         let (at, parts) = transfer.progress.rest();
         let some = || parts[..parts.len().min(VECTORS_MAX)].to_vec();
         let operation = match (transfer.direction, parts) {
@@ -224,45 +234,7 @@ impl State {
         place.transfer = None;
         place.generation = place.generation.wrapping_add(1);
         self.free.push(slot);
-        self.done.push_back(Completion { id, result });
-    }
-
-    fn flush(&mut self, id: IoId) {
-        if !self.policy.on_data_thread(self.reads) {
-            // SAFETY: a flush names no memory.
-            unsafe { self.flusher.push(id, Work::Flush) };
-            self.jobs += 1;
-            self.poll_for_results();
-            return;
-        }
-        // What was pushed before shall not wait for the flush.
-        let submitted = self.ring.borrow_mut().submit();
-        let start = Instant::now();
-        let result =
-            submitted.map_err(|error| ring_error(&error)).and_then(|()| self.target.flush());
-        self.policy.record(start.elapsed().as_micros() as u64);
-        self.done.push_back(Completion { id, result });
-    }
-
-    fn help(&mut self, id: IoId, work: Work) {
-        // SAFETY: these calls name no memory of the caller.
-        unsafe { self.helper.push(id, work) };
-        self.jobs += 1;
-        self.poll_for_results();
-    }
-
-    /// Takes what threads have finished.
-    fn collect(&mut self) {
-        if self.jobs == 0 {
-            return;
-        }
-        for done in self.mailbox.take() {
-            self.jobs -= 1;
-            if let Some(micros) = done.flush_micros {
-                self.policy.record(micros);
-            }
-            self.done.push_back(Completion { id: done.id, result: done.result });
-        }
+        self.desk.done.push_back(Completion { id, result });
     }
 
     /// Lets the ring complete when a thread has finished something.
@@ -270,7 +242,7 @@ impl State {
         if self.polling || self.jobs == 0 {
             return;
         }
-        let descriptor = self.mailbox.wake().as_raw_fd();
+        let descriptor = self.desk.mailbox.wake().as_raw_fd();
         let poll = Operation::Poll { descriptor, events: libc::POLLIN as u16 };
         self.ring.borrow_mut().push(UserData::new(self.class, WAKE_SLOT, 0), poll);
         self.polling = true;

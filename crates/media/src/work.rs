@@ -23,7 +23,7 @@ pub(crate) enum Work {
     Transfer { direction: Direction, at: u64, base: usize, parts: Vec<Part> },
     Flush,
     Discard { at: u64, bytes: u64 },
-    Allocate { at: u64, bytes: u64 },
+    Allocate { at: u64, bytes: u64, zeroed: bool },
 }
 
 /// A call that has returned.
@@ -211,7 +211,7 @@ fn perform(target: &Target, work: Work) -> Result<(), MediumError> {
     match work {
         Work::Flush => target.flush(),
         Work::Discard { at, bytes } => target.discard(at, bytes),
-        Work::Allocate { at, bytes } => target.allocate(at, bytes),
+        Work::Allocate { at, bytes, zeroed } => target.allocate(at, bytes, zeroed),
         Work::Transfer { direction, at, base, parts } => {
             let mut progress = Progress::new(direction, at, parts);
             loop {

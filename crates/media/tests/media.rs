@@ -108,7 +108,8 @@ fn media_conform() {
 fn filters_conform() {
     for place in places() {
         let log = format!("log={}", place.path.with_extension("log").display());
-        let stacks: [&[&str]; 9] = [
+        let words = format!("data-less={}", place.path.with_extension("words").display());
+        let stacks: [&[&str]; 11] = [
             &["delay=1ms"],
             &["flush-delay=50ms", "delay=read:10ms"],
             &["error=0"],
@@ -117,6 +118,8 @@ fn filters_conform() {
             &["statistics"],
             &["volatile"],
             &[&log],
+            &[&words],
+            &["volatile", &words, "delay=1ms"],
             &["delay=2ms", "rate=1M", &log, "volatile", "statistics", "delay=write:1s"],
         ];
         let staging = place.page(0);
@@ -296,7 +299,7 @@ fn statistics_count_what_passes() {
     let Some(place) = place(false) else { return };
     let span = place.page(1);
     let Opened { mut media, statistics, filter_statistics, .. } =
-        place.open(&["error=write:#2", "statistics"]);
+        place.open(&["statistics", "error=write:#2"]);
     for _ in 0..4 {
         let _ = write(media.as_mut(), 0, &span);
     }
@@ -368,6 +371,119 @@ fn volatile_writes_are_lost_without_a_flush() {
     }
 }
 
+/// Blocks of all sorts, written and read in all lengths, through a medium that keeps words.
+#[test]
+fn what_a_data_less_medium_gives_is_what_was_written() {
+    for place in places() {
+        std::fs::remove_file(&place.path).expect("removed");
+        create_file(&place.path, BYTES, false).expect("made");
+        let spec = format!("data-less={}", place.path.with_extension("words").display());
+        let mut media = place.open(&[&spec]).media;
+        let mut model = vec![[0u8; 4096]; 256];
+        let mut random = 1u64;
+        let mut draw = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        for round in 0..2000u64 {
+            let (first, count) = (draw(248), 1 + draw(8));
+            let mut span = place.pages.borrow_mut().take(count as u32).expect("pages");
+            let blocks = first as usize..(first + count) as usize;
+            if draw(2) == 0 {
+                for (at, block) in blocks.clone().enumerate() {
+                    let word = [draw(3), round << 8 | draw(256)][draw(2) as usize].to_le_bytes();
+                    let mut bytes = [0; 4096];
+                    bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&word));
+                    if draw(4) == 0 {
+                        bytes[draw(4096) as usize] ^= 1;
+                    }
+                    model[block] = bytes;
+                    let bytes_of_span = place.memory();
+                    bytes_of_span.slice_mut(&mut span)[at * 4096..][..4096].copy_from_slice(&bytes);
+                }
+                let io = Io::Write { at: first * 4096, from: vec![span.part()] };
+                assert_eq!(run(media.as_mut(), io), Ok(()));
+            } else {
+                let io = Io::Read { at: first * 4096, into: span.part() };
+                assert_eq!(run(media.as_mut(), io), Ok(()));
+                let found = place.memory().slice(&span).to_vec();
+                assert!(found == model[blocks].concat(), "round {round}, {count} at {first}");
+            }
+            place.pages.borrow_mut().give(span);
+            if round % 500 == 499 {
+                drop(media);
+                media = place.open(&[&spec]).media;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_data_less_medium_takes_no_space_for_regular_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(place) = place(false) else { return };
+    let path = place.path.with_extension("large");
+    create_file(&path, 1 << 40, false).expect("made");
+    let spec = format!("data-less={}", path.with_extension("words").display());
+    let mut media = open(&path, place.options(&[&spec])).expect("opened").media;
+    let span = place.page(7);
+    for at in [0, 1 << 30, (1 << 40) - 4096] {
+        assert_eq!(write(media.as_mut(), at, &span), Ok(()));
+    }
+    assert_eq!(run(media.as_mut(), Io::Allocate { at: 0, bytes: 1 << 40, zeroed: true }), Ok(()));
+    let taken = |path: &Path| std::fs::metadata(path).expect("metadata").blocks() * 512;
+    assert_eq!(taken(&path), 0, "nothing went below");
+    let mut odd = place.page(7);
+    place.memory().slice_mut(&mut odd)[4095] = 8;
+    assert_eq!(write(media.as_mut(), 1 << 30, &odd), Ok(()));
+    assert!(taken(&path) > 0 && taken(&path.with_extension("words")) < 1 << 20);
+    let into = place.page(0);
+    let last = Io::Read { at: (1 << 40) - 4096, into: into.part() };
+    assert_eq!(run(media.as_mut(), last), Ok(()));
+    assert_eq!(place.memory().slice(&into), [7; 4096]);
+}
+
+#[test]
+fn filters_are_passed_in_the_order_in_which_they_are_named() {
+    let Some(place) = place(false) else { return };
+    let span = place.page(1);
+    for (stack, seen_above) in
+        [(["statistics", "error=write:#1"], 1), (["error=write:#1", "statistics"], 0)]
+    {
+        let Opened { mut media, filter_statistics, .. } = place.open(&stack);
+        assert!(write(media.as_mut(), 0, &span).is_err());
+        assert_eq!(filter_statistics[0].of(Kind::Write).submitted, seen_above, "{stack:?}");
+    }
+    let Opened { mut media, filter_statistics, .. } =
+        place.open(&["statistics", "error=write:#1", "statistics"]);
+    assert!(write(media.as_mut(), 0, &span).is_err());
+    let seen = filter_statistics.iter().map(|one| one.of(Kind::Write).submitted);
+    assert_eq!(seen.collect::<Vec<_>>(), [1, 0], "the outermost first");
+}
+
+/// Zeros are written where nothing was, and nowhere else.
+#[test]
+fn an_allocation_with_zeros_leaves_what_was_written() {
+    for place in places() {
+        std::fs::remove_file(&place.path).expect("removed");
+        create_file(&place.path, BYTES, false).expect("made");
+        let mut media = place.open(&[]).media;
+        let span = place.page(9);
+        let (at, bytes) = (1 << 20, 1 << 20);
+        assert_eq!(write(media.as_mut(), at + 65536, &span), Ok(()));
+        assert_eq!(run(media.as_mut(), Io::Flush), Ok(()));
+        assert_eq!(run(media.as_mut(), Io::Allocate { at, bytes, zeroed: true }), Ok(()));
+        let into = place.page(1);
+        for (at, expected) in [(at, 0), (at + 65536, 9), (at + bytes - 4096, 0)] {
+            assert_eq!(run(media.as_mut(), Io::Read { at, into: into.part() }), Ok(()));
+            assert_eq!(place.memory().slice(&into), [expected; 4096], "at {at}");
+        }
+        let file = std::fs::File::open(&place.path).expect("file");
+        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(at)).expect("hole");
+        assert!(hole >= at + bytes, "all of it is written");
+    }
+}
+
 #[test]
 fn an_allocation_takes_space_and_a_discard_gives_it_back() {
     use std::os::unix::fs::MetadataExt;
@@ -378,7 +494,7 @@ fn an_allocation_takes_space_and_a_discard_gives_it_back() {
         assert_eq!(blocks(), 0);
         let mut media = place.open(&[]).media;
         let (at, bytes) = (1 << 20, 3 << 20);
-        assert_eq!(run(media.as_mut(), Io::Allocate { at, bytes }), Ok(()));
+        assert_eq!(run(media.as_mut(), Io::Allocate { at, bytes, zeroed: false }), Ok(()));
         assert!(blocks() >= bytes);
         assert_eq!(run(media.as_mut(), Io::Discard { at, bytes }), Ok(()));
         assert!(blocks() < bytes);

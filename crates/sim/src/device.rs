@@ -158,7 +158,7 @@ impl Device {
             }
             Io::Flush => "flush".into(),
             Io::Discard { at, bytes } => format!("discard {}+{}", at / 4096, bytes / 4096),
-            Io::Allocate { at, bytes } => format!("allocate {}+{}", at / 4096, bytes / 4096),
+            Io::Allocate { at, bytes, .. } => format!("allocate {}+{}", at / 4096, bytes / 4096),
         };
         let fate =
             if flight.fate == Fate::Good { String::new() } else { format!("{:?}", flight.fate) };
@@ -314,7 +314,7 @@ impl Device {
         let (at, bytes) = match io {
             Io::Read { at, into } => (*at, u64::from(into.bytes)),
             Io::Write { at, from } => (*at, from.iter().map(|part| u64::from(part.bytes)).sum()),
-            Io::Discard { at, bytes } | Io::Allocate { at, bytes } => (*at, *bytes),
+            Io::Discard { at, bytes } | Io::Allocate { at, bytes, .. } => (*at, *bytes),
             Io::Flush => return None,
         };
         let page = PAGE as u64;

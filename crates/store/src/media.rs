@@ -43,14 +43,15 @@ pub enum Io {
         /// Number of bytes.
         bytes: u64,
     },
-    /// Makes sure that writes to a range cannot fail for want of space. What was there may be lost;
-    /// where a file has no written blocks yet, it has zeros written, which makes flushes of later
-    /// writes cheaper.
+    /// Makes sure that writes to a range cannot fail for want of space.
     Allocate {
         /// Byte offset on the medium.
         at: u64,
         /// Number of bytes.
         bytes: u64,
+        /// Whether a file has zeros written, too, where it has no written blocks yet: flushes of
+        /// later writes are cheaper then. What was there may be lost.
+        zeroed: bool,
     },
 }
 
@@ -78,6 +79,15 @@ pub enum MediumError {
     /// say so: it is how a simulated process dies.
     #[error("the process died")]
     Died,
+}
+
+impl MediumError {
+    /// Whether the file system below has no space left, or gives its user no more.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        const NO_SPACE: [i32; 3] = [28, 122, 27];
+        matches!(self, MediumError::System { code, .. } if NO_SPACE.contains(code))
+    }
 }
 
 /// One I/O come back.

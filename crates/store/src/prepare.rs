@@ -52,7 +52,7 @@ impl<M: Media> Store<M> {
         self.prepared.slot = Some(slot);
         self.prepared.is_ready = false;
         let at = self.header.block_at(slot, 0);
-        let io = Io::Allocate { at, bytes: self.header.slot_bytes };
+        let io = Io::Allocate { at, bytes: self.header.slot_bytes, zeroed: true };
         self.in_flight.submit(&mut self.media, Purpose::Prepare, io);
     }
 

@@ -25,19 +25,22 @@ pub struct Disk {
     pub export: String,
 }
 
+/// What a line is stamped with when it is heard.
+pub type Stamp = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 #[derive(Default)]
 struct Heard {
     ready: bool,
     gone: bool,
-    said: BTreeMap<u64, Vec<String>>,
+    said: BTreeMap<u64, Vec<(u64, String)>>,
     ended: BTreeMap<u64, String>,
 }
 
 /// What the guest has said, and who waits for more of it.
-#[derive(Default)]
 struct Ear {
     heard: Mutex<Heard>,
     more: Condvar,
+    stamp: Stamp,
 }
 
 /// A running guest.
@@ -75,6 +78,15 @@ impl Guest {
     /// # Errors
     /// If it does not come up; with what it said on its serial line.
     pub fn boot(disks: &[Disk]) -> Result<Guest> {
+        Guest::boot_stamped(disks, Arc::new(|| 0))
+    }
+
+    /// As [`boot`](Guest::boot); every line that is heard gets a stamp, see
+    /// [`numbers`](Guest::numbers).
+    ///
+    /// # Errors
+    /// As [`boot`](Guest::boot).
+    pub fn boot_stamped(disks: &[Disk], stamp: Stamp) -> Result<Guest> {
         build()?;
         let folder = tempfile::Builder::new().prefix("bowline-guest-").tempdir()?;
         let mut command = tool::command("qemu-system-x86_64");
@@ -87,7 +99,7 @@ impl Guest {
         let mut child = command.spawn()?;
         let input = child.stdin.take().ok_or("no standard input")?;
         let output = child.stdout.take().ok_or("no standard output")?;
-        let ear = Arc::new(Ear::default());
+        let ear = Arc::new(Ear { heard: Mutex::default(), more: Condvar::new(), stamp });
         let listening = ear.clone();
         std::thread::spawn(move || listening.listen(BufReader::new(output)));
         let guest = Guest { child, input, ear, folder, next: 1 };
@@ -147,6 +159,14 @@ impl Guest {
         lines.iter().rev().find_map(|line| line.parse().ok()).unwrap_or(0)
     }
 
+    /// Every number that a job has said, each with the stamp it got when it was heard.
+    #[must_use]
+    pub fn numbers(&self, job: Job) -> Vec<(u64, u64)> {
+        let heard = self.ear.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = heard.said.get(&job.0).map(Vec::as_slice).unwrap_or_default();
+        said.iter().filter_map(|(stamp, line)| Some((*stamp, line.parse().ok()?))).collect()
+    }
+
     /// Waits until a job has acknowledged at least this number.
     ///
     /// # Errors
@@ -154,7 +174,7 @@ impl Guest {
     pub fn reach(&self, job: Job, number: u64) -> Result<()> {
         let reached = self.wait("a job gets on", |heard| {
             let said = heard.said.get(&job.0).map(Vec::as_slice).unwrap_or_default();
-            let last = said.iter().rev().find_map(|line| line.parse::<u64>().ok());
+            let last = said.iter().rev().find_map(|(_, line)| line.parse::<u64>().ok());
             let reached = last.is_some_and(|last| last >= number);
             (reached || heard.ended.contains_key(&job.0)).then_some(reached)
         })?;
@@ -163,7 +183,8 @@ impl Guest {
 
     fn lines(&self, job: Job) -> Vec<String> {
         let heard = self.ear.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.said.get(&job.0).cloned().unwrap_or_default()
+        let said = heard.said.get(&job.0).map(Vec::as_slice).unwrap_or_default();
+        said.iter().map(|(_, line)| line.clone()).collect()
     }
 
     fn wait<T>(&self, what: &str, is_so: impl Fn(&Heard) -> Option<T>) -> Result<T> {
@@ -220,13 +241,14 @@ impl Ear {
     }
 
     fn hear(&self, line: &str) {
+        let stamp = (self.stamp)();
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let digits = line.find(|c: char| !c.is_ascii_digit()).unwrap_or(line.len());
         let (id, rest) = line.split_at(digits);
         match (id.parse(), rest) {
             (Err(_), "ready") => heard.ready = true,
             (Ok(id), rest) if rest.starts_with("> ") => {
-                heard.said.entry(id).or_default().push(rest[2..].to_string());
+                heard.said.entry(id).or_default().push((stamp, rest[2..].to_string()));
             }
             (Ok(id), rest) if rest.starts_with("= ") => {
                 heard.ended.insert(id, rest[2..].to_string());

@@ -5,6 +5,7 @@
 //! - [`history`] remembers what clients were told, and judges what is found afterwards;
 //! - [`device`] gives raw devices;
 //! - [`guest`] boots Linux in QEMU and runs commands in it;
+//! - [`replay`] rebuilds crash states of a pool that a guest worked on, and judges them;
 //! - [`story`] is the demo: a guest that lives through the death of its disk server;
 //! - [`tool`] runs foreign programs.
 
@@ -12,6 +13,7 @@ pub mod device;
 pub mod guest;
 pub mod history;
 pub mod nbd;
+pub mod replay;
 pub mod server;
 pub mod story;
 pub mod tool;

@@ -117,11 +117,7 @@ impl Server {
     /// # Errors
     /// If something cannot be started, or does not come up.
     pub fn start(setup: Setup) -> Result<Server> {
-        let folder = tempfile::Builder::new().prefix("bowline-test-").tempdir()?;
-        // What outlives the processes must lie on tmpfs, as in real life.
-        let arena = tempfile::Builder::new().prefix("bowline-test-").tempdir_in("/dev/shm")?;
-        let port = free_port()?;
-        let mut server = Server { setup, folder, arena, port, processes: Vec::new() };
+        let mut server = Server::idle(setup, &std::env::temp_dir())?;
         server.make()?;
         for path in [server.folder.path(), server.arena.path(), &server.pool()] {
             if server.setup.owner.is_some() {
@@ -129,15 +125,40 @@ impl Server {
             }
         }
         server.serve()?;
-        if server.setup.kind == Kind::Bowline {
-            for (name, bytes) in server.setup.disks.clone() {
-                server.bowline(&["disk", "create", &name, "--size", &bytes.to_string()])?;
-            }
-        }
+        server.make_disks()?;
         Ok(server)
     }
 
-    fn make(&self) -> Result<()> {
+    /// A server that is not started and has no pool yet, in a folder of its own in `place`.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn idle(setup: Setup, place: &Path) -> Result<Server> {
+        let folder = tempfile::Builder::new().prefix("bowline-test-").tempdir_in(place)?;
+        // What outlives the processes must lie on tmpfs, as in real life.
+        let arena = tempfile::Builder::new().prefix("bowline-test-").tempdir_in("/dev/shm")?;
+        let port = free_port()?;
+        Ok(Server { setup, folder, arena, port, processes: Vec::new() })
+    }
+
+    /// Makes the disks in the pool that is served.
+    ///
+    /// # Errors
+    /// If one cannot be made.
+    pub fn make_disks(&self) -> Result<()> {
+        if self.setup.kind == Kind::Bowline {
+            for (name, bytes) in &self.setup.disks {
+                self.bowline(&["disk", "create", name, "--size", &bytes.to_string()])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes an empty pool, or what a peer serves.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn make(&self) -> Result<()> {
         let path = self.pool();
         match self.setup.kind {
             Kind::Bowline => {

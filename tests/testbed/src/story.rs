@@ -144,7 +144,7 @@ fn check(
 }
 
 /// The number of accounts, if the database is whole and has all that were acknowledged.
-fn bank(said: &str, acknowledged: u64) -> Result<u64> {
+pub(crate) fn bank(said: &str, acknowledged: u64) -> Result<u64> {
     let mut lines = said.lines();
     let (whole, numbers) = (lines.next(), lines.next().unwrap_or_default());
     let (count, last) = numbers.split_once('|').unwrap_or(("0", "0"));

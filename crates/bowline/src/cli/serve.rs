@@ -42,7 +42,7 @@ pub struct Serve {
     /// Memory of all processes together
     #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BYTES))]
     memory: Size,
-    /// A filter between store and medium, as delay=2ms; may be repeated, outermost first
+    /// A filter between store and medium, as delay=2ms; may be repeated, the first one outermost
     #[arg(long, value_name = "SPEC")]
     media_filter: Vec<String>,
     /// Go on although acknowledged writes were lost

@@ -17,8 +17,11 @@ use crate::control::api::{Kind, Problem};
 const BACKLOG: i32 = 1024;
 /// What the kernel may hold of a stream on a Unix socket; it takes less where it must.
 const UNIX_BUFFER_BYTES: usize = 4 << 20;
-/// How long an address may be in use by a server that has just died.
+/// How long a port may be in use by a server that has just died: its ring lets go of it a little
+/// later, and until then connections are taken that nobody will ever serve.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a Unix socket, which tells who listens.
+const PATIENCE_UNIX: Duration = Duration::from_secs(1);
 
 enum Socket {
     Tcp(TcpListener),
@@ -54,14 +57,14 @@ impl Listener {
             if in_use { problem.next("choose another address with --nbd") } else { problem }
         };
         let started = Instant::now();
+        let patience = if let Listen::Unix(_) = address { PATIENCE_UNIX } else { PATIENCE };
         loop {
             match attempt(address) {
                 Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                    // A dead server's ring lets go of its sockets a little after its death.
-                    if started.elapsed() >= PATIENCE || is_answered(address) {
+                    if started.elapsed() >= patience {
                         return Err(failed(error));
                     }
-                    std::thread::sleep(Duration::from_millis(10));
+                    std::thread::sleep(Duration::from_millis(20));
                 }
                 result => return result.map_err(failed),
             }
@@ -130,11 +133,16 @@ fn attempt(address: &Listen) -> io::Result<Listener> {
     }
 }
 
-/// Whether somebody alive answers at an address.
-fn is_answered(address: &Listen) -> bool {
-    match address {
-        Listen::Unix(path) => UnixStream::connect(path).is_ok(),
-        Listen::Tcp(host, port) => std::net::TcpStream::connect((host.as_str(), *port)).is_ok(),
+/// Whether somebody listens at a Unix socket and is alive. A dead server's ring may hold its socket
+/// open for a while.
+fn is_served(path: &Path) -> bool {
+    let Ok(stream) = UnixStream::connect(path) else { return false };
+    let Ok(listener) = sockopt::socket_peercred(&stream) else { return true };
+    let process = listener.pid.as_raw_nonzero();
+    match std::fs::read_to_string(format!("/proc/{process}/stat")) {
+        // The state follows the name, which stands in brackets and may hold anything.
+        Ok(stat) => !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")),
+        Err(error) => error.kind() != ErrorKind::NotFound,
     }
 }
 
@@ -145,7 +153,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::other("there is a file that is no socket"));
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(ErrorKind::AddrInUse.into()),
+        Ok(_) if is_served(path) => return Err(ErrorKind::AddrInUse.into()),
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),

@@ -179,14 +179,14 @@ fn opened(
     })
 }
 
-/// The filters as they were given, outermost first; the medium wants them the other way round.
+/// The filters as they were given, outermost first.
 fn filters(given: &[String]) -> Result<Vec<FilterSpec>, Problem> {
     let parse = |text: &String| {
         text.parse().map_err(|error: bowline_media::filters::SpecError| {
             Problem::new(Kind::Usage, error.to_string())
         })
     };
-    given.iter().rev().map(parse).collect()
+    given.iter().map(parse).collect()
 }
 
 /// Takes the pool for this process alone.
@@ -274,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn filters_are_stacked_from_the_medium_up() {
+    fn filters_are_stacked_as_they_are_given() {
         let given = ["flush-delay=2ms".to_owned(), "statistics".to_owned()];
-        assert_eq!(filters(&given).unwrap().first(), Some(&FilterSpec::Statistics));
+        assert_eq!(filters(&given).unwrap().last(), Some(&FilterSpec::Statistics));
         assert!(filters(&["nonsense".to_owned()]).is_err());
     }
 }

@@ -103,7 +103,7 @@ impl Media for Log {
                 (*at, moved_bytes(&io))
             }
             Io::Flush => (0, 0),
-            Io::Discard { at, bytes } | Io::Allocate { at, bytes } => (*at, *bytes),
+            Io::Discard { at, bytes } | Io::Allocate { at, bytes, .. } => (*at, *bytes),
         };
         self.put([kind as u64 + 1, id.0, at, bytes], &data);
         self.hand_over();

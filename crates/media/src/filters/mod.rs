@@ -1,7 +1,8 @@
 //! Filters: media on top of a medium, for tests, measurement and demonstration.
 //!
 //! Each has the interface of a medium and they stack in any order. On the command line they are
-//! named by specifications (`--media-filter`), the first one nearest to the medium:
+//! named by specifications (`--media-filter`), and everywhere the first one is the outermost: the
+//! store's requests pass the filters in the order in which they are named.
 //!
 //! ```text
 //! delay=[KIND:]TIME         completions of a kind (read, write, flush, discard, allocate; all if
@@ -13,8 +14,11 @@
 //! log=FILE                  every I/O with its data is appended to a file (see `log`)
 //! statistics                counts (see `statistics`); one is always at the medium
 //! volatile                  writes stay in memory until a flush, and are lost at the exit
+//! data-less=FILE            regular blocks take 16 bytes of a file instead of their space (see
+//!                           [`DataLess`])
 //! ```
 
+mod data_less;
 mod delay;
 mod error;
 pub mod log;
@@ -23,17 +27,18 @@ mod spec;
 mod statistics;
 mod volatile;
 
-pub use delay::Delay;
+pub use data_less::DataLess;
+pub use delay::delay;
 pub use error::{Errors, Which};
 pub use log::Log;
-pub use rate::Rate;
+pub use rate::rate;
 pub use spec::{FilterSpec, SpecError};
 pub use statistics::{KindStatistics, Statistics, StatisticsFilter};
 pub use volatile::Volatile;
 
 use std::collections::BTreeMap;
 
-use bowline_store::{Completion, Io, Media, MediumError, Micros};
+use bowline_store::{Completion, Io, IoId, Media, MediumError, Micros};
 
 use crate::Clock;
 
@@ -91,26 +96,41 @@ fn moved_bytes(io: &Io) -> u64 {
     }
 }
 
-/// Completions that are held back until their time.
-struct Late {
+/// When completions are to be given, beside the medium that has them too early.
+trait Schedule {
+    /// An I/O begins.
+    fn submitted(&mut self, now: Micros, id: IoId, io: &Io);
+
+    /// The medium is done with it: when the store is to learn of it.
+    fn due(&mut self, now: Micros, id: IoId) -> Micros;
+}
+
+/// A medium whose completions are held back until their time.
+struct Late<S> {
+    inner: Box<dyn Media>,
+    schedule: S,
     clock: Clock,
     /// By time and order of arrival.
     held: BTreeMap<(Micros, u64), Completion>,
     arrivals: u64,
 }
 
-impl Late {
-    fn new(clock: Clock) -> Late {
-        Late { clock, held: BTreeMap::new(), arrivals: 0 }
+impl<S: Schedule> Late<S> {
+    fn new(inner: Box<dyn Media>, schedule: S, clock: Clock) -> Late<S> {
+        Late { inner, schedule, clock, held: BTreeMap::new(), arrivals: 0 }
     }
 
-    fn hold(&mut self, until: Micros, completion: Completion) {
-        self.arrivals += 1;
-        self.held.insert((until, self.arrivals), completion);
+    /// Takes what the medium has done.
+    fn collect(&mut self) {
+        while let Some(completion) = self.inner.complete() {
+            let until = self.schedule.due(self.clock.now(), completion.id);
+            self.arrivals += 1;
+            self.held.insert((until, self.arrivals), completion);
+        }
     }
 
     /// A completion whose time has come. Sets the alarm for the next one if it has not.
-    fn due(&mut self) -> Option<Completion> {
+    fn take_due(&mut self) -> Option<Completion> {
         let entry = self.held.first_entry()?;
         let (until, _) = *entry.key();
         if until > self.clock.now() {
@@ -119,15 +139,31 @@ impl Late {
         }
         Some(entry.remove())
     }
+}
 
-    /// Waits for a completion that is held, or for the medium if none is.
-    fn wait(&self, inner: &mut dyn Media) -> Result<(), MediumError> {
-        match self.held.first_key_value() {
-            Some(((until, _), _)) => {
+impl<S: Schedule> Media for Late<S> {
+    fn bytes_total(&self) -> u64 {
+        self.inner.bytes_total()
+    }
+
+    fn submit(&mut self, id: IoId, io: Io) {
+        self.schedule.submitted(self.clock.now(), id, &io);
+        self.inner.submit(id, io);
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        self.collect();
+        self.take_due()
+    }
+
+    fn wait(&mut self) -> Result<(), MediumError> {
+        loop {
+            self.collect();
+            if let Some(((until, _), _)) = self.held.first_key_value() {
                 self.clock.sleep_until(*until);
-                Ok(())
+                return Ok(());
             }
-            None => inner.wait(),
+            self.inner.wait()?;
         }
     }
 }

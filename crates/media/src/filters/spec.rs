@@ -9,7 +9,7 @@ use super::{Kind, Which};
 /// A filter to be put on a medium.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FilterSpec {
-    /// [`Delay`](super::Delay).
+    /// [`delay`](super::delay).
     Delay {
         /// All kinds if none.
         kind: Option<Kind>,
@@ -23,7 +23,7 @@ pub enum FilterSpec {
         /// Which of them.
         which: Which,
     },
-    /// [`Rate`](super::Rate).
+    /// [`rate`](super::rate).
     Rate {
         /// Bytes a second.
         bytes_per_second: u64,
@@ -37,6 +37,11 @@ pub enum FilterSpec {
     Statistics,
     /// [`Volatile`](super::Volatile).
     Volatile,
+    /// [`DataLess`](super::DataLess).
+    DataLess {
+        /// The file of what stands for blocks.
+        path: PathBuf,
+    },
 }
 
 /// Why a filter cannot be set up.
@@ -46,7 +51,7 @@ pub enum SpecError {
     /// There is no such filter.
     #[error(
         "there is no media filter called {0}; there are delay, flush-delay, error, rate, log, \
-         statistics and volatile"
+         statistics, volatile and data-less"
     )]
     Unknown(String),
     /// What stands behind the name makes no sense.
@@ -62,6 +67,14 @@ pub enum SpecError {
     /// The log cannot be opened.
     #[error("media filter log: cannot open {path}: {cause}")]
     Log {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The file of a filter `data-less` cannot be opened.
+    #[error("media filter data-less: cannot open {path}: {cause}")]
+    DataLess {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -93,6 +106,10 @@ impl FromStr for FilterSpec {
             "rate" => Ok(FilterSpec::Rate { bytes_per_second: rate(value)? }),
             "log" if !value.is_empty() => Ok(FilterSpec::Log { path: PathBuf::from(value) }),
             "log" => Err(wrong("log", value, "the name of a file")),
+            "data-less" if !value.is_empty() => {
+                Ok(FilterSpec::DataLess { path: PathBuf::from(value) })
+            }
+            "data-less" => Err(wrong("data-less", value, "the name of a file")),
             "statistics" if value.is_empty() => Ok(FilterSpec::Statistics),
             "volatile" if value.is_empty() => Ok(FilterSpec::Volatile),
             _ => Err(SpecError::Unknown(text.to_owned())),
@@ -189,6 +206,7 @@ mod tests {
             ("log=some/file", FilterSpec::Log { path: PathBuf::from("some/file") }),
             ("statistics", FilterSpec::Statistics),
             ("volatile", FilterSpec::Volatile),
+            ("data-less=some/file", FilterSpec::DataLess { path: PathBuf::from("some/file") }),
         ];
         for (text, spec) in cases {
             assert_eq!(text.parse::<FilterSpec>().ok(), Some(spec), "{text}");
@@ -212,6 +230,7 @@ mod tests {
             ("rate=0", "a number of bytes"),
             ("rate=1Q", "a number of bytes"),
             ("log=", "the name of a file"),
+            ("data-less", "the name of a file"),
         ];
         for (text, remedy) in cases {
             let message = text.parse::<FilterSpec>().err().map(|error| error.to_string());

@@ -395,7 +395,8 @@ impl<M: Media> Store<M> {
 
     fn wait_for(&mut self, missing: Missing) -> Result<Step, String> {
         match missing {
-            Missing::Page(page) => self.load_page(page),
+            // If it lies nowhere, the next step finds that it is damaged.
+            Missing::Page(page) => drop(self.load_page(page)),
             Missing::Buffer => {}
             Missing::Damaged(page) => {
                 return Err(format!(

@@ -167,21 +167,27 @@ impl<M: Media> Store<M> {
     }
 
     fn wait_for_page(&mut self, at: usize, page: Entry) {
-        self.reads.waiting.push_back(at);
-        self.load_page(page);
+        if self.load_page(page) {
+            self.reads.waiting.push_back(at);
+        } else {
+            // Nothing will come that could wake it: it is told now.
+            self.advance(at);
+        }
     }
 
-    /// Starts to read a page of the map, unless it is on its way.
-    pub(crate) fn load_page(&mut self, page: Entry) {
+    /// Starts to read a page of the map, unless it is on its way. False if it lies nowhere, which
+    /// the map knows from now on.
+    pub(crate) fn load_page(&mut self, page: Entry) -> bool {
         let Some((slot, block)) = self.segments.locate(page) else {
             self.map.note_lost(page);
-            return;
+            return false;
         };
         if let Some((number, into)) = self.map.start_load(page, (slot, block)) {
             self.segments.reader(slot, 1);
             let at = self.header.block_at(slot, block);
             self.in_flight.submit(&mut self.media, Purpose::Page(number), Io::Read { at, into });
         }
+        true
     }
 
     /// A page of the map has been read; whoever waits for it goes on.

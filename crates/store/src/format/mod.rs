@@ -28,6 +28,7 @@ pub(crate) use pool::{
 };
 pub(crate) use record::{ImageMove, MOVES_MAX, Record};
 pub(crate) use segment::{SegmentHeader, SegmentKind};
+pub(crate) use superblock::EXTENTS_MAX as BLOB_EXTENTS_MAX;
 pub(crate) use superblock::{BlobExtent, CUTS_MAX, Cut, Position, Superblock};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;

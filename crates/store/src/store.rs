@@ -40,7 +40,8 @@ pub struct StoreOptions {
     pub delta_bytes: usize,
     /// Pages of the map kept in memory.
     pub map_frames: usize,
-    /// The largest write there will be, in bytes. Memory must hold it, or it would wait for ever.
+    /// The largest write there will be, in bytes: the pool is opened only if memory holds it. A
+    /// larger one may wait for ever.
     pub write_bytes_max: u64,
     /// Bytes of log after which a checkpoint begins; none: by the size of the pool.
     pub checkpoint_log_bytes: Option<u64>,
@@ -66,7 +67,7 @@ impl Default for StoreOptions {
         StoreOptions {
             delta_bytes: 32 << 20,
             map_frames: 16384,
-            write_bytes_max: 32 << 20,
+            write_bytes_max: 1 << 20,
             checkpoint_log_bytes: None,
             boot: 0,
             instance: 1,

@@ -206,7 +206,7 @@ impl<M: Media> Store<M> {
     }
 
     /// Whether compaction and checkpoints can still win slots.
-    fn can_make_space(&self) -> bool {
+    pub(crate) fn can_make_space(&self) -> bool {
         self.segments.pending_slots() > 0
             || self.map.frozen.is_some()
             || self.compaction.is_running()

@@ -288,8 +288,10 @@ impl<M: Media> Store<M> {
     /// Tells who was refused that there may be room now. Who still wants some asks again, and says
     /// anew what it takes.
     fn tell_room(&mut self) {
+        // While the log holds pages, it tells when it gives some back. Who else does, does not.
+        let may_have_pages = self.pages_wanted > 0 && self.log.batches.is_empty();
         let has_pages = || self.log.pages.borrow().free() >= self.pages_wanted;
-        let is_made = std::mem::take(&mut self.room_made) || (self.pages_wanted > 0 && has_pages());
+        let is_made = std::mem::take(&mut self.room_made) || (may_have_pages && has_pages());
         if self.room_wanted && is_made {
             self.room_wanted = false;
             self.pages_wanted = 0;

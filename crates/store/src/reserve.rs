@@ -32,7 +32,8 @@
 //!   records began: one until they are old enough to be emptied, because fifteen jobs at the least
 //!   fit a segment of the log, and they win more than a slot.
 //! - So F comes back to K + R + 4 and what a write needs, or all slots are full: the limit for live
-//!   data is set such that this is above it (`SLOTS_KEPT_MIN`).
+//!   data is set such that this is above it (`SLOTS_KEPT_MIN`), but for heads of images, which
+//!   take a block for each piece however few blocks of it live. That is nothing in large slots.
 //!
 //! A failure of the medium in the midst of a checkpoint costs the slots it has written to; they are
 //! in R until the checkpoint is durable, and it begins anew with them. More than one failure without
@@ -74,7 +75,7 @@ pub(crate) fn gain_blocks_min(slot_blocks: u32) -> u32 {
     (slot_blocks / 64).max(4)
 }
 
-/// Most blocks that data may take, as images, in a pool whose largest write has `write_blocks`.
+/// Most blocks that may be alive in a pool whose largest write has `write_blocks`.
 pub(crate) fn limit_blocks(slots: u32, slot_blocks: u32, write_blocks: u64) -> u64 {
     let (slots, blocks) = (u64::from(slots), u64::from(slot_blocks));
     let for_a_write = (write_blocks + write_blocks / 16).div_ceil(blocks - 2) + 1;
@@ -186,7 +187,7 @@ impl<M: Media> Store<M> {
         count
     }
 
-    /// Most blocks that may be alive, as images: the rest is for the pool to work with.
+    /// Most blocks that may be alive: the rest is for the pool to work with.
     pub(crate) fn live_limit_blocks(&self) -> u64 {
         let write_blocks = self.options.write_bytes_max / BLOCK_BYTES;
         limit_blocks(self.segments.slot_count(), self.segments.slot_blocks(), write_blocks)
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn slots_that_are_small_make_small_pools() {
         let terabytes =
-            |slot_bytes: u64| slots_max((slot_bytes / BLOCK_BYTES) as u32) * slot_bytes >> 40;
+            |slot_bytes: u64| (slots_max((slot_bytes / BLOCK_BYTES) as u32) * slot_bytes) >> 40;
         assert_eq!(terabytes(32 << 20), 7);
         assert_eq!(terabytes(64 << 20), 14);
         assert!(slots_max(32) > 7000);

@@ -82,7 +82,6 @@ pub(crate) struct Segments {
     live: Vec<u32>,
     /// Head blocks that images of a slot's pieces would have.
     heads: Vec<u32>,
-    heads_total: u64,
     totals: Totals,
     free: BTreeSet<SlotId>,
     /// Slots of checkpoint blobs.
@@ -111,7 +110,6 @@ impl Segments {
             residents: Vec::new(),
             live: Vec::new(),
             heads: Vec::new(),
-            heads_total: 0,
             totals: Totals::default(),
             free: BTreeSet::new(),
             blobs: BTreeSet::new(),
@@ -167,11 +165,6 @@ impl Segments {
     /// Blocks the live ones of a slot take as images: they, and the heads.
     pub(crate) fn packed_in(&self, slot: SlotId) -> u32 {
         self.live[slot.0 as usize] + self.heads[slot.0 as usize]
-    }
-
-    /// Blocks all live ones take as images.
-    pub(crate) fn packed_blocks(&self) -> u64 {
-        self.live_total + self.heads_total
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -286,7 +279,6 @@ impl Segments {
         self.residents[at].insert((id, piece.first), count);
         self.live[at] += count;
         self.heads[at] += heads_of(count);
-        self.heads_total += u64::from(heads_of(count));
         self.totals.pieces += 1;
         self.totals.directory_bytes += piece.directory.encoded_bytes();
         self.totals.directory_memory += piece.directory.memory_bytes();
@@ -298,7 +290,6 @@ impl Segments {
         let Some(count) = self.residents[at].remove(&(id, piece.first)) else { return };
         self.live[at] -= count;
         self.heads[at] -= heads_of(count);
-        self.heads_total -= u64::from(heads_of(count));
         self.totals.pieces -= 1;
         self.totals.directory_bytes -= piece.directory.encoded_bytes();
         self.totals.directory_memory -= piece.directory.memory_bytes();
@@ -313,7 +304,6 @@ impl Segments {
         let after = heads_of(*count);
         self.live[at] = self.live[at].saturating_add_signed(change);
         self.heads[at] = self.heads[at] + after - before;
-        self.heads_total = self.heads_total + u64::from(after) - u64::from(before);
     }
 
     /// The slot is appended to no longer. It is empty if nothing in it is alive.

@@ -21,10 +21,10 @@ const MEMORY_BYTES: u64 = 8 << 20;
 const CLEARED_BYTES: u64 = 1 << 20;
 
 const SLOT_BYTES: u64 = 32 << 20;
-const SLOT_BYTES_MIN: u64 = 64 << 10;
+const SLOT_BYTES_MIN: u64 = 128 << 10;
 
 /// Slots a pool has at least; a small pool has small slots.
-const SLOTS: u64 = 64;
+const SLOTS: u64 = 128;
 
 /// Makes a pool, over whatever is there.
 pub fn create(order: &Create) -> Result<PoolCreated, Problem> {
@@ -123,8 +123,8 @@ mod tests {
     #[test]
     fn slots_are_large_if_the_pool_is() {
         assert_eq!(slot_bytes(10 << 30), 32 << 20);
-        assert_eq!(slot_bytes(1 << 30), 16 << 20);
-        assert_eq!(slot_bytes(64 << 20), 1 << 20);
+        assert_eq!(slot_bytes(1 << 30), 8 << 20);
+        assert_eq!(slot_bytes(64 << 20), 512 << 10);
         assert_eq!(slot_bytes(0), SLOT_BYTES_MIN);
     }
 

@@ -179,7 +179,7 @@ impl<M: Media> Store<M> {
             }
             return self.busy();
         }
-        let taken = self.segments.packed_blocks() + self.pages_to_come() + leaves;
+        let taken = self.segments.live_blocks() + self.pages_to_come() + leaves;
         if class == Class::Data && taken + need > self.live_limit_blocks() {
             if self.map.active.is_empty() && self.map.frozen.is_none() {
                 return self.no_space();

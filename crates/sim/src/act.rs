@@ -368,6 +368,7 @@ impl<S: Subject> Simulation<'_, S> {
     /// Keeps states for the judge and asks for the rest.
     fn hear_judge_status(&mut self, disk: u32, lba: u64, end: u64, runs: &[Run]) -> Step<()> {
         let mut at = lba;
+        self.trace("states", || format!("disk {disk} {lba}..{end} {runs:?}"));
         for run in runs {
             self.judged_states.push((disk, at, *run));
             at += run.blocks;

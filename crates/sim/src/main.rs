@@ -22,6 +22,8 @@ usage: bowline-sim run [--seeds A..B] [--jobs N] [OPTION]...   seeds, one verdic
        bowline-sim explore [--seeds A..B] [--stride N]         every prefix of the stores
 
 options: --operations N   of a seed (2000)
+         --slots N        of the pool (40 to 110, drawn from the seed)
+         --slot-blocks N  of a slot (32, 64 or 128)
          --no-faults      the device never fails
          --no-damage      no bit rot at the end
          --broken NAME    with a behaviour broken on purpose
@@ -80,6 +82,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
             "--stride" => asked.stride = number(&value()?)?.max(1) as usize,
             "--operations" => asked.options.operations = number(&value()?)?,
             "--broken" => asked.options.broken = Some(value()?),
+            "--slots" => asked.options.slots = Some(number(&value()?)?),
+            "--slot-blocks" => asked.options.slot_blocks = Some(number(&value()?)?),
             "--no-faults" => asked.options.faults = false,
             "--no-damage" => asked.options.damage = false,
             "--trace" => asked.is_traced = true,

@@ -224,6 +224,23 @@ impl Model {
         corners
     }
 
+    /// Blocks whose state tells whether the ranges happened whose durability was not promised: what
+    /// reads as zeros before and after is seen in no other way.
+    #[must_use]
+    pub fn open_points(&self, disk: u32, limit: u64) -> Vec<u64> {
+        let Some(model) = self.disks.get(&disk) else { return Vec::new() };
+        let is_open = |range: &&Range| range.version.number > self.promised;
+        let corners = model.ranges.iter().filter(is_open).flat_map(|range| {
+            let corners = self.corners(disk, range.lba, range.blocks);
+            let end = range.lba.saturating_add(range.blocks);
+            corners.into_iter().flat_map(|lba| [lba, lba + 1]).filter(move |lba| *lba < end)
+        });
+        let mut points: Vec<u64> = corners.filter(|lba| *lba < limit).collect();
+        points.sort_unstable();
+        points.dedup();
+        points
+    }
+
     /// The sizes of a disk, each from its number on; none where it is not there.
     pub(crate) fn sizes(&self, disk: u32) -> &[(u64, Option<u64>)] {
         self.disks.get(&disk).map_or(&[], |model| &model.sizes)

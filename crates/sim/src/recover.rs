@@ -324,6 +324,9 @@ impl<S: Subject> Simulation<'_, S> {
                     self.ask_states(disk, lba, end)?;
                 }
             }
+            for lba in self.model.open_points(disk, size) {
+                self.ask_states(disk, lba, lba + 1)?;
+            }
             let lba = self.random.below(size);
             self.judge_read(disk, lba, 1)?;
         }

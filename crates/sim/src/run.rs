@@ -24,6 +24,10 @@ pub struct Options {
     pub operations: u64,
     /// A behaviour broken on purpose, by name.
     pub broken: Option<String>,
+    /// Slots of the pool, and blocks of a slot; none: drawn from the seed.
+    pub slots: Option<u64>,
+    /// See `slots`.
+    pub slot_blocks: Option<u64>,
     /// Whether the device may fail.
     pub faults: bool,
     /// Whether the pool is damaged at the end, to see that it is noticed.
@@ -37,6 +41,8 @@ impl Default for Options {
         Options {
             operations: 2000,
             broken: None,
+            slots: None,
+            slot_blocks: None,
             faults: true,
             damage: true,
             adopted_is_durable: true,
@@ -116,8 +122,10 @@ pub fn run_seed<'a, S: Subject>(
     sink: Option<Sink<'a>>,
 ) -> Outcome {
     let mut random = Random::new(seed);
-    let slot_blocks = [32, 32, 64][random.below(3) as usize];
-    let slots = random.between(56, 110);
+    let slot_blocks = [32, 32, 64, 128][random.below(4) as usize];
+    let slots = random.between(40, 110);
+    let (slot_blocks, slots) =
+        (options.slot_blocks.unwrap_or(slot_blocks), options.slots.unwrap_or(slots));
     let setup = S::setup(Setup {
         slot_blocks,
         slots,

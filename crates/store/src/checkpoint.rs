@@ -118,9 +118,11 @@ impl<M: Media> Store<M> {
             None if self.map.frozen.is_some() => return false,
             None => {
                 self.log.close_batch();
+                let pages = self.pages_max(0);
                 if !self.map.freeze() {
                     return false;
                 }
+                self.frozen_pages = pages;
                 self.bytes_since_checkpoint = 0;
                 let position = self.log.position();
                 Frozen { position, seq: self.seq, catalogue: self.catalogue.clone() }
@@ -371,8 +373,8 @@ impl<M: Media> Store<M> {
     fn finish_checkpoint(&mut self, checkpoint: &mut Checkpoint) {
         if let Some(root) = checkpoint.root.take() {
             self.proven_through(root.position.number);
-            let old = std::mem::replace(&mut self.root, root);
-            self.free_blob_slots(&old);
+            self.root = root;
+            self.free_blob_slots();
         }
         let folded = std::mem::take(&mut checkpoint.fold.lineages);
         self.map
@@ -398,18 +400,19 @@ impl<M: Media> Store<M> {
         self.counters.slots_freed += freed as u64;
         self.counters.checkpoints += 1;
         self.segments.keep_for_failures(true);
-        self.compaction.checkpoint_finished(self.segments.live_blocks());
+        self.compaction.checkpoint_finished();
         self.make_room();
     }
 
-    /// Slots that held the old blob, and hold nothing of the new one, are free.
-    fn free_blob_slots(&mut self, old: &Superblock) {
-        let open = self.streams.blob.target.map(|target| target.slot);
-        for extent in &old.blob {
-            let is_used = self.root.blob.iter().any(|new| new.slot == extent.slot);
-            if !is_used && open != Some(extent.slot) {
-                self.segments.free_blob_slot(extent.slot);
-            }
+    /// Slots of blobs that hold nothing of the new one are free: the last checkpoint's, and those of
+    /// checkpoints that were given up.
+    fn free_blob_slots(&mut self) {
+        let open = self.streams.blob_slot();
+        let is_kept =
+            |slot| open == Some(slot) || self.root.blob.iter().any(|extent| extent.slot == slot);
+        let dead: Vec<_> = self.segments.blob_slots().filter(|slot| !is_kept(*slot)).collect();
+        for slot in dead {
+            self.segments.free_blob_slot(slot);
         }
     }
 
@@ -501,6 +504,11 @@ impl Streams {
         page: bowline_arena::Span,
     ) -> Self {
         Streams { map, blob, images, page, full: Vec::new(), io_finished: false }
+    }
+
+    /// The slot that blobs are written to, if one is open.
+    pub(crate) fn blob_slot(&self) -> Option<crate::SlotId> {
+        self.blob.target.map(|target| target.slot)
     }
 
     pub(crate) fn of(&mut self, kind: SegmentKind) -> &mut Appender {

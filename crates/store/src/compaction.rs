@@ -28,6 +28,7 @@ use crate::format::{
     image_head_blocks, read_batch, read_image_head, write_image_head,
 };
 use crate::io::Purpose;
+use crate::reserve::MARGIN_OF_IMAGES;
 use crate::segments::Piece;
 use crate::store::{Broken, Store};
 use crate::tables::{Directory, LiveBits};
@@ -153,12 +154,8 @@ struct Image {
 pub(crate) struct Compaction {
     /// Free slots a refused write waits for; 0 if none does.
     pub slots_needed: usize,
-    /// Nothing is to be won until more blocks have died: so many were alive then.
-    exhausted_at: Option<u64>,
-    /// Victims emptied in a row that won next to nothing.
-    idle_jobs: usize,
-    /// Blocks the present job has put into images.
-    put_blocks: u32,
+    /// Nothing is to be won before the next checkpoint.
+    is_exhausted: bool,
     /// Slots that are left alone.
     unmovable: Unmovable,
     /// The index that cannot be moved.
@@ -172,9 +169,7 @@ impl Compaction {
     pub(crate) fn new(memory: Rc<Memory>, work: Vec<Span>) -> Compaction {
         Compaction {
             slots_needed: 0,
-            exhausted_at: None,
-            idle_jobs: 0,
-            put_blocks: 0,
+            is_exhausted: false,
             unmovable: Unmovable::default(),
             bad: None,
             windows: Windows::new(memory, work),
@@ -183,28 +178,19 @@ impl Compaction {
         }
     }
 
-    /// A checkpoint is durable; so many blocks are alive.
-    pub(crate) fn checkpoint_finished(&mut self, live: u64) {
-        if self.exhausted_at.is_some_and(|then| live < then) {
-            self.exhausted_at = None;
-            self.idle_jobs = 0;
-        }
-    }
-
-    /// Whether slots are too young to be emptied: the next checkpoint changes that.
-    pub(crate) fn waits_for_age(&self) -> bool {
-        self.exhausted_at == Some(u64::MAX)
+    /// A checkpoint is durable: more blocks are known to be dead, and more slots old enough.
+    pub(crate) fn checkpoint_finished(&mut self) {
+        self.is_exhausted = false;
     }
 
     /// Whether compaction has nothing to win as things are.
     pub(crate) fn is_exhausted(&self) -> bool {
-        self.exhausted_at.is_some()
+        self.is_exhausted
     }
 
     /// Forgets the victim under way: its images were never named anywhere. Returns the slots that
     /// only they had filled.
     pub(crate) fn give_up(&mut self) -> Vec<SlotId> {
-        self.put_blocks = 0;
         self.job.take().map(|job| job.full).unwrap_or_default()
     }
 
@@ -231,8 +217,10 @@ impl<M: Media> Store<M> {
                 return false;
             }
             let Some((victim, _)) = self.choose_victim(&[]) else {
-                // The next checkpoint makes more slots old enough, whatever dies.
-                self.compaction.exhausted_at = Some(u64::MAX);
+                // The next checkpoint makes more slots old enough, whatever dies. Who waits for
+                // room learns now if there is none to come.
+                self.compaction.is_exhausted = true;
+                self.make_room();
                 return true;
             };
             let todo = self.begin_victim(victim);
@@ -294,7 +282,6 @@ impl<M: Media> Store<M> {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
         self.make_room();
-        self.judge_gain(1 + job.emptied.len() as u32);
         Step::Done
     }
 
@@ -411,16 +398,25 @@ impl<M: Media> Store<M> {
             return Err(Step::Waits);
         }
         let old = stream.target.map(|target| target.slot);
-        let Some(slot) = self.segments.take_slot(SegmentKind::Images) else {
-            self.checkpoint_wanted |= self.segments.pending_slots() > 0;
-            return Err(Step::Waits);
-        };
+        let Some(slot) = self.take_image_slot() else { return Err(Step::Waits) };
         job.full.extend(old);
         let segment = self.segments.take_segment_id();
         let identity = self.log.identity;
         let memory = self.memory.clone();
         self.streams.of(SegmentKind::Images).begin(&memory, &identity, segment, slot);
         Ok(())
+    }
+
+    /// A slot for images, if the margin allows it. If not, a checkpoint may bring slots back.
+    fn take_image_slot(&mut self) -> Option<SlotId> {
+        let may_help = self.segments.pending_slots() > 0 || self.would_checkpoint_help();
+        // Should nothing else be left to do, the job comes first: it wins more than it takes.
+        let is_last_hope = !may_help && self.checkpoint.is_none();
+        if is_last_hope || self.has_margin(1 + MARGIN_OF_IMAGES) {
+            return self.segments.take_slot(SegmentKind::Images);
+        }
+        self.checkpoint_wanted |= may_help;
+        None
     }
 
     /// Copies live blocks as far as the window and the buffers go.
@@ -466,7 +462,6 @@ impl<M: Media> Store<M> {
             }
             image.owners.push(owner);
             source.next = index + 1;
-            self.compaction.put_blocks += 1;
             stream.put(&self.memory, bytes);
         }
         Step::Moved
@@ -517,7 +512,6 @@ impl<M: Media> Store<M> {
             let block = &image.head[image.head_at..image.head_at + PAGE_BYTES as usize];
             self.streams.of(SegmentKind::Images).put(&self.memory, block);
             image.head_at += PAGE_BYTES as usize;
-            self.compaction.put_blocks += 1;
         }
         let mut held = LiveBits::new(self.segments.slot_blocks());
         image.owners.iter().for_each(|owner| {

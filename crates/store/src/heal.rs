@@ -8,7 +8,7 @@
 
 use crate::blocking::Blocking;
 use crate::format::{CUTS_MAX, Cut, EntryKind, LogEntry, Position};
-use crate::recovery::write_root;
+use crate::recovery::{check_slot_count, write_root};
 use crate::store::Store;
 use crate::tables::Entry;
 use crate::{BatchNumber, Lba, Media, PoolState, StoreError};
@@ -176,6 +176,7 @@ impl<M: Media> Store<M> {
                  device first"
             )));
         }
+        check_slot_count(can, &self.header)?;
         let record = crate::format::Record::Grown { slot_count: can };
         self.put_record(&record).map_err(|why| StoreError::Invalid(why.to_string()))?;
         self.segments.grow(can);

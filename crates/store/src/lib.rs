@@ -23,6 +23,7 @@ mod prepare;
 mod read;
 mod recovery;
 mod repair;
+mod reserve;
 mod segments;
 mod staging;
 mod status;

@@ -2,6 +2,7 @@
 
 use crate::blocking::Blocking;
 use crate::recovery::write_root;
+use crate::reserve::MARGIN_OF_DATA;
 use crate::status::{Space, Status};
 use crate::store::Store;
 use crate::{BLOCK_BYTES, Media, Micros, StoreError};
@@ -18,6 +19,28 @@ impl<M: Media> Store<M> {
             self.go_on()?;
         }
         Ok(())
+    }
+
+    /// Brings slots back before anybody is served, if there are too few: each start begins a segment
+    /// of the log, and one that is killed soon again and again would use up what is kept. What does
+    /// not go now goes on later, beside the requests.
+    pub(crate) fn regain_slots(&mut self) {
+        let wanted = MARGIN_OF_DATA + 1;
+        if !self.state.is_writing() || self.has_margin(wanted) {
+            return;
+        }
+        // The slot for a start has just been used.
+        self.segments.keep_for_failures(false);
+        if self.checkpoint_now().is_err() {
+            return;
+        }
+        while !self.has_margin(wanted) && self.can_make_space() {
+            self.compaction.slots_needed = self.slots_reserved(0) + wanted;
+            if self.go_on().is_err() {
+                break;
+            }
+        }
+        self.compaction.slots_needed = 0;
     }
 
     /// Waits for one thing to happen.

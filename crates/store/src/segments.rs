@@ -10,12 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::format::{ImageMove, SegmentKind};
+use crate::format::{ImageMove, SegmentKind, image_head_blocks};
 use crate::tables::{Directory, Entry, LiveBits};
 use crate::{SegmentId, SlotId};
-
-/// Free slots compaction leaves to checkpoints.
-const SLOTS_KEPT_FROM_IMAGES: usize = 1;
 
 /// What a slot is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,16 +59,33 @@ impl Segment {
     }
 }
 
+/// Pieces that lie in a slot, by segment and first index, with how many blocks of each are alive.
+pub(crate) type Residents = BTreeMap<(SegmentId, u32), u32>;
+
+/// Counts over all segments, kept up to date so that asking costs nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Totals {
+    pub segments: usize,
+    pub pieces: usize,
+    /// Bytes of the pieces' directories, as a checkpoint writes them and in memory.
+    pub directory_bytes: usize,
+    pub directory_memory: usize,
+}
+
 /// All segments and slots of a pool.
 pub(crate) struct Segments {
     slot_blocks: u32,
     segments: BTreeMap<SegmentId, Segment>,
     slots: Vec<SlotState>,
-    /// Pieces that lie in a slot: segment and first index.
-    residents: Vec<BTreeSet<(SegmentId, u32)>>,
+    residents: Vec<Residents>,
     /// Live blocks of a slot's segments.
     live: Vec<u32>,
+    /// Head blocks that images of a slot's pieces would have.
+    heads: Vec<u32>,
+    totals: Totals,
     free: BTreeSet<SlotId>,
+    /// Slots of checkpoint blobs.
+    blobs: BTreeSet<SlotId>,
     pending: usize,
     live_total: u64,
     next_segment: SegmentId,
@@ -95,7 +109,10 @@ impl Segments {
             slots: Vec::new(),
             residents: Vec::new(),
             live: Vec::new(),
+            heads: Vec::new(),
+            totals: Totals::default(),
             free: BTreeSet::new(),
+            blobs: BTreeSet::new(),
             pending: 0,
             live_total: 0,
             next_segment,
@@ -113,8 +130,9 @@ impl Segments {
     pub(crate) fn grow(&mut self, slot_count: u32) {
         for index in self.slots.len() as u32..slot_count {
             self.slots.push(SlotState::Free);
-            self.residents.push(BTreeSet::new());
+            self.residents.push(Residents::new());
             self.live.push(0);
+            self.heads.push(0);
             self.free.insert(SlotId(index));
         }
     }
@@ -144,6 +162,15 @@ impl Segments {
         self.live[slot.0 as usize]
     }
 
+    /// Blocks the live ones of a slot take as images: they, and the heads.
+    pub(crate) fn packed_in(&self, slot: SlotId) -> u32 {
+        self.live[slot.0 as usize] + self.heads[slot.0 as usize]
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
     pub(crate) fn slot(&self, slot: SlotId) -> Option<SlotState> {
         self.slots.get(slot.0 as usize).copied()
     }
@@ -152,7 +179,7 @@ impl Segments {
         self.slots.iter().enumerate().map(|(index, state)| (SlotId(index as u32), *state))
     }
 
-    pub(crate) fn residents(&self, slot: SlotId) -> &BTreeSet<(SegmentId, u32)> {
+    pub(crate) fn residents(&self, slot: SlotId) -> &Residents {
         &self.residents[slot.0 as usize]
     }
 
@@ -184,8 +211,7 @@ impl Segments {
     pub(crate) fn take_slot(&mut self, kind: SegmentKind) -> Option<SlotId> {
         let kept = match kind {
             SegmentKind::Log => 0,
-            SegmentKind::Map | SegmentKind::Blob => self.kept_for_failures,
-            SegmentKind::Images => self.kept_for_failures + SLOTS_KEPT_FROM_IMAGES,
+            _ => self.kept_for_failures,
         };
         if self.free_slots() <= kept {
             return None;
@@ -218,6 +244,14 @@ impl Segments {
             self.free.insert(slot);
             self.free_but_read += is_read;
         }
+        match state {
+            SlotState::Open(SegmentKind::Blob) | SlotState::Used(SegmentKind::Blob) => {
+                self.blobs.insert(slot);
+            }
+            _ => {
+                self.blobs.remove(&slot);
+            }
+        }
         self.slots[at] = state;
     }
 
@@ -231,14 +265,45 @@ impl Segments {
 
     pub(crate) fn add(&mut self, id: SegmentId, segment: Segment) {
         self.seen_segment_id(id);
-        for piece in &segment.pieces {
-            let at = piece.slot.0 as usize;
-            self.residents[at].insert((id, piece.first));
-            self.live[at] += live_between(&segment.live, piece.first, piece.end);
-        }
+        segment.pieces.iter().for_each(|piece| self.arrive(id, piece, &segment.live));
         self.live_total += u64::from(segment.live.count());
+        self.totals.segments += 1;
         let old = self.segments.insert(id, segment);
         assert!(old.is_none(), "segment {id} exists twice");
+    }
+
+    /// A piece lies in its slot from now on.
+    fn arrive(&mut self, id: SegmentId, piece: &Piece, live: &LiveBits) {
+        let at = piece.slot.0 as usize;
+        let count = live_between(live, piece.first, piece.end);
+        self.residents[at].insert((id, piece.first), count);
+        self.live[at] += count;
+        self.heads[at] += heads_of(count);
+        self.totals.pieces += 1;
+        self.totals.directory_bytes += piece.directory.encoded_bytes();
+        self.totals.directory_memory += piece.directory.memory_bytes();
+    }
+
+    /// A piece lies in its slot no longer.
+    fn leave(&mut self, id: SegmentId, piece: &Piece) {
+        let at = piece.slot.0 as usize;
+        let Some(count) = self.residents[at].remove(&(id, piece.first)) else { return };
+        self.live[at] -= count;
+        self.heads[at] -= heads_of(count);
+        self.totals.pieces -= 1;
+        self.totals.directory_bytes -= piece.directory.encoded_bytes();
+        self.totals.directory_memory -= piece.directory.memory_bytes();
+    }
+
+    /// A block of a piece came to life (1) or died (-1).
+    fn count(&mut self, (id, first, slot): (SegmentId, u32, SlotId), change: i32) {
+        let at = slot.0 as usize;
+        let Some(count) = self.residents[at].get_mut(&(id, first)) else { return };
+        let before = heads_of(*count);
+        *count = count.saturating_add_signed(change);
+        let after = heads_of(*count);
+        self.live[at] = self.live[at].saturating_add_signed(change);
+        self.heads[at] = self.heads[at] + after - before;
     }
 
     /// The slot is appended to no longer. It is empty if nothing in it is alive.
@@ -255,9 +320,14 @@ impl Segments {
         self.kept_for_failures = usize::from(keep);
     }
 
+    /// Slots that hold checkpoint blobs, or are open for one.
+    pub(crate) fn blob_slots(&self) -> impl Iterator<Item = SlotId> + '_ {
+        self.blobs.iter().copied()
+    }
+
     /// A slot that held a checkpoint blob nobody needs any more.
     pub(crate) fn free_blob_slot(&mut self, slot: SlotId) {
-        if self.residents.get(slot.0 as usize).is_some_and(BTreeSet::is_empty) {
+        if self.residents.get(slot.0 as usize).is_some_and(Residents::is_empty) {
             self.set_state(slot, SlotState::Free);
         }
     }
@@ -291,25 +361,28 @@ impl Segments {
     pub(crate) fn drop_segment(&mut self, id: SegmentId, checkpoints_begun: u64) {
         let Some(segment) = self.segments.remove(&id) else { return };
         assert_eq!(segment.live.count(), 0, "segment {id} is dropped alive");
+        self.totals.segments -= 1;
         for piece in &segment.pieces {
-            self.residents[piece.slot.0 as usize].remove(&(id, piece.first));
+            self.leave(id, piece);
             self.settle(piece.slot, checkpoints_begun);
         }
     }
 
     /// Forgets the pieces of a slot of which nothing is alive. Returns whether it is empty then.
     pub(crate) fn drop_dead_pieces(&mut self, slot: SlotId, checkpoints_begun: u64) -> bool {
-        for (id, first) in self.residents[slot.0 as usize].clone() {
-            let Some(segment) = self.segments.get_mut(&id) else { continue };
-            let live = &segment.live;
-            segment.pieces.retain(|piece| {
-                piece.first != first || live_between(live, piece.first, piece.end) > 0
-            });
-            if segment.piece(first).is_none_or(|piece| piece.first != first) {
-                self.residents[slot.0 as usize].remove(&(id, first));
+        let residents = self.residents[slot.0 as usize].iter();
+        let dead: Vec<_> = residents.filter(|(_, live)| **live == 0).map(|(key, _)| *key).collect();
+        for (id, first) in dead {
+            let Some(mut segment) = self.segments.remove(&id) else { continue };
+            let at = segment.pieces.iter().position(|piece| piece.first == first);
+            if let Some(at) = at.filter(|at| segment.pieces[*at].slot == slot) {
+                let piece = segment.pieces.remove(at);
+                self.leave(id, &piece);
             }
             if segment.pieces.is_empty() {
-                self.segments.remove(&id);
+                self.totals.segments -= 1;
+            } else {
+                self.segments.insert(id, segment);
             }
         }
         self.settle(slot, checkpoints_begun);
@@ -334,11 +407,13 @@ impl Segments {
     pub(crate) fn set_live(&mut self, entry: Entry) {
         if let Some(segment) = self.segments.get_mut(&entry.segment())
             && entry.index() < self.slot_blocks
-            && let Some(slot) = segment.piece(entry.index()).map(|piece| piece.slot)
-            && segment.live.set(entry.index())
+            && let Some(piece) = segment.piece(entry.index())
         {
-            self.live[slot.0 as usize] += 1;
-            self.live_total += 1;
+            let key = (entry.segment(), piece.first, piece.slot);
+            if segment.live.set(entry.index()) {
+                self.live_total += 1;
+                self.count(key, 1);
+            }
         }
     }
 
@@ -350,8 +425,10 @@ impl Segments {
             && segment.live.clear(entry.index())
         {
             self.live_total -= 1;
-            if let Some(piece) = segment.piece(entry.index()) {
-                self.live[piece.slot.0 as usize] -= 1;
+            let piece = segment.piece(entry.index());
+            let key = piece.map(|piece| (entry.segment(), piece.first, piece.slot));
+            if let Some(key) = key {
+                self.count(key, -1);
             }
         }
     }
@@ -368,9 +445,7 @@ impl Segments {
         let Some(mut segment) = self.segments.remove(&to.segment) else { return };
         let mut left = BTreeSet::new();
         for piece in &segment.pieces {
-            let at = piece.slot.0 as usize;
-            self.live[at] -= live_between(&segment.live, piece.first, piece.end);
-            self.residents[at].remove(&(to.segment, piece.first));
+            self.leave(to.segment, piece);
             left.insert(piece.slot);
         }
         for index in to.first..to.end.min(self.slot_blocks) {
@@ -387,17 +462,18 @@ impl Segments {
         let (slot, block) = (to.slot, to.block);
         pieces.push(Piece { first: to.first, end: to.end, slot, block, directory: held });
         pieces.sort_by_key(|piece| piece.first);
-        for piece in &pieces {
-            let at = piece.slot.0 as usize;
-            self.live[at] += live_between(&segment.live, piece.first, piece.end);
-            self.residents[at].insert((to.segment, piece.first));
-        }
+        pieces.iter().for_each(|piece| self.arrive(to.segment, piece, &segment.live));
         segment.pieces = pieces;
         self.segments.insert(to.segment, segment);
         for slot in left {
             self.settle(slot, checkpoints_begun);
         }
     }
+}
+
+/// Head blocks of an image of so many live blocks: of none there is no image.
+fn heads_of(live: u32) -> u32 {
+    if live == 0 { 0 } else { image_head_blocks(live) }
 }
 
 /// Live blocks with an index in a range.

@@ -26,6 +26,7 @@ use crate::log::Log;
 use crate::map::Map;
 use crate::prepare::Prepared;
 use crate::read::Reads;
+use crate::reserve::Shape;
 use crate::segments::Segments;
 use crate::status::{Counters, PoolState};
 use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
@@ -40,6 +41,9 @@ pub struct StoreOptions {
     pub delta_bytes: usize,
     /// Pages of the map kept in memory.
     pub map_frames: usize,
+    /// The largest write there will be, in bytes: the pool is opened only if memory holds it. A
+    /// larger one may wait for ever.
+    pub write_bytes_max: u64,
     /// Bytes of log after which a checkpoint begins; none: by the size of the pool.
     pub checkpoint_log_bytes: Option<u64>,
     /// The boot of this machine.
@@ -64,6 +68,7 @@ impl Default for StoreOptions {
         StoreOptions {
             delta_bytes: 32 << 20,
             map_frames: 16384,
+            write_bytes_max: 1 << 20,
             checkpoint_log_bytes: None,
             boot: 0,
             instance: 1,
@@ -153,6 +158,12 @@ pub struct Store<M> {
     pub(crate) heals_since_flush: u32,
     /// A checkpoint that was given up; its generation is still frozen.
     pub(crate) given_up: Option<Frozen>,
+    /// Most pages the fold of the frozen generation makes.
+    pub(crate) frozen_pages: u64,
+    /// How many pages the maps can have.
+    pub(crate) shape: Shape,
+    /// Free pages of memory that somebody waits for.
+    pages_wanted: u32,
 }
 
 /// What recovery hands to a store.
@@ -179,7 +190,7 @@ impl<M: Media> Store<M> {
     pub(crate) fn start(from: Recovered<M>) -> Store<M> {
         let proven = from.log.durable;
         let compaction = Compaction::new(Rc::clone(&from.memory), from.work);
-        Store {
+        let mut store = Store {
             media: from.media,
             in_flight: from.in_flight,
             header: from.header,
@@ -215,7 +226,12 @@ impl<M: Media> Store<M> {
             heal_wanted: false,
             heals_since_flush: 0,
             given_up: None,
-        }
+            frozen_pages: 0,
+            shape: Shape::default(),
+            pages_wanted: 0,
+        };
+        store.shape_changed();
+        store
     }
 
     /// The last write admitted.
@@ -263,12 +279,23 @@ impl<M: Media> Store<M> {
             moved |= self.step_checkpoint();
             moved |= self.step_compaction();
         }
-        if self.room_wanted && self.room_made {
+        self.tell_room();
+        moved || self.in_flight.submitted != submitted
+    }
+
+    /// Tells who was refused that there may be room now. Who still wants some asks again, and says
+    /// anew what it takes.
+    fn tell_room(&mut self) {
+        // While the log holds pages, it tells when it gives some back. Who else does, does not.
+        let may_have_pages = self.pages_wanted > 0 && self.log.batches.is_empty();
+        let has_pages = || self.log.pages.borrow().free() >= self.pages_wanted;
+        let is_made = std::mem::take(&mut self.room_made) || (may_have_pages && has_pages());
+        if self.room_wanted && is_made {
             self.room_wanted = false;
+            self.pages_wanted = 0;
+            self.compaction.slots_needed = 0;
             self.events.push_back(Event::Room);
         }
-        self.room_made = false;
-        moved || self.in_flight.submitted != submitted
     }
 
     /// Whether something is under way that needs [`Store::poll`].

@@ -105,7 +105,7 @@ impl World {
         create(&mut media, &arena.pages, &made).unwrap();
         let (mut store, memory, pages) = start(&bytes, arena, true, 1);
         let disk =
-            store.create_disk("disk0", 64 << 20, Durability::Strict, Provision::Thin).unwrap();
+            store.create_disk("disk0", 256 << 20, Durability::Strict, Provision::Thin).unwrap();
         World { bytes, store, memory, pages, model: BTreeMap::new(), disk, now: 0 }
     }
 
@@ -273,6 +273,21 @@ fn a_full_pool_says_so_and_lives_on() {
     world.check(lba);
     world.flush();
     world = world.kill();
+    world.check(lba);
+}
+
+#[test]
+fn four_fifths_of_a_pool_hold_live_data() {
+    // As many slots as the command line makes for a pool of a gigabyte.
+    let mut world = World::new(127, 1 << 20);
+    let mut lba = 0;
+    while world.write(lba, 128, (lba % 250) as u8 + 1) {
+        lba += 128;
+    }
+    let (held, all) = (lba * BLOCK as u64, world.bytes.borrow().len() as u64);
+    assert!(held * 5 >= all * 4, "{held} of {all} bytes");
+    world.discard(0, 1280);
+    assert!((0..8).all(|at| world.write(at * 128, 128, 1)), "what was given back is used again");
     world.check(lba);
 }
 

@@ -21,13 +21,13 @@ const MEMORY_BYTES: u64 = 8 << 20;
 const CLEARED_BYTES: u64 = 1 << 20;
 
 const SLOT_BYTES: u64 = 32 << 20;
-const SLOT_BYTES_MIN: u64 = 64 << 10;
+const SLOT_BYTES_MIN: u64 = 128 << 10;
 
 /// Slots a pool has at least, while they are not smaller than that, and in any case: a small pool
-/// has small slots. Sixteen of them hold no live data.
+/// has small slots. Some of them hold no live data, whatever their size.
 const SLOTS: u64 = 256;
 const SLOT_BYTES_SMALL: u64 = 4 << 20;
-const SLOTS_MIN: u64 = 64;
+const SLOTS_MIN: u64 = 128;
 
 /// Makes a pool, over whatever is there.
 pub fn create(order: &Create) -> Result<PoolCreated, Problem> {
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(slot_bytes(2 << 30), 8 << 20);
         assert_eq!(slot_bytes(1 << 30), 4 << 20);
         assert_eq!(slot_bytes(512 << 20), 4 << 20);
-        assert_eq!(slot_bytes(64 << 20), 1 << 20);
+        assert_eq!(slot_bytes(64 << 20), 512 << 10);
         assert_eq!(slot_bytes(0), SLOT_BYTES_MIN);
     }
 

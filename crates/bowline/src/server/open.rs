@@ -29,6 +29,8 @@ const CONTROL_BYTES: u64 = 2 << 20;
 const BUFFER_BYTES: u64 = 48 << 20;
 const FRAME_BYTES: u64 = 64 << 20;
 const DELTA_BYTES: u64 = 32 << 20;
+/// The longest request a client can make.
+const REQUEST_BYTES_MAX: u64 = 32 << 20;
 /// The longest request and the store's own buffers need so much, however little is asked for.
 const BUFFER_BYTES_MIN: u64 = 44 << 20;
 /// The least memory a server can be given.
@@ -156,6 +158,7 @@ fn opened(
         boot,
         instance: 1,
         accept_loss: config.accept_loss,
+        write_bytes_max: REQUEST_BYTES_MAX + 2 * PAGE,
         ..StoreOptions::default()
     };
     let region = ArenaRegion { control, pages: pages.clone(), is_fresh: adopted.is_none() };

@@ -97,7 +97,7 @@ mod tests {
         let embedded = Embedded { pool_bytes: 256 << 20, disk: "d".into(), disk_bytes: 1 << 30 };
         embed(&path, &embedded).unwrap();
         let found = header(&path).unwrap();
-        assert_eq!(found.slot_bytes, 4 << 20);
+        assert_eq!(found.slot_bytes, 2 << 20);
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
         assert!(header(&path).unwrap_err().to_string().contains("not a Bowline pool"));
     }

@@ -99,7 +99,7 @@ impl<M: Media> Checker<'_, '_, M> {
         let slot_blocks = known.segments.slot_blocks();
         let residents = known.segments.residents(slot);
         let pieces: Vec<(SegmentId, SegmentKind, &Piece)> = residents
-            .iter()
+            .keys()
             .filter_map(|(id, first)| {
                 let segment = known.segments.get(*id)?;
                 Some((*id, segment.kind, segment.piece(*first)?))

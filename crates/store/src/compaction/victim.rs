@@ -3,9 +3,11 @@
 //! Invariants:
 //! - A slot of the log is chosen only when the durable checkpoint no longer needs it for replay.
 //! - Blobs are never moved: a checkpoint makes them anew.
+//! - A slot is emptied only if that wins space for sure (`reserve.rs`): so there is an end to it.
 
 use super::Job;
-use crate::format::{SegmentKind, image_head_blocks};
+use crate::format::SegmentKind;
+use crate::reserve::{MARGIN_OF_DATA, gain_blocks_min};
 use crate::segments::SlotState;
 use crate::store::Store;
 use crate::{Media, SegmentId, SlotId};
@@ -18,8 +20,6 @@ const VICTIMS_MAX: usize = 16;
 /// at most so many.
 const SLACK_SHARE: usize = 4;
 const SLACK_SLOTS_MAX: usize = 64;
-/// Slots emptied in a row for next to nothing after which compaction rests.
-const IDLE_JOBS_MAX: usize = 8;
 
 impl<M: Media> Store<M> {
     /// Free slots below which compaction works: what a write needs to be let in, and of the slots
@@ -31,6 +31,11 @@ impl<M: Media> Store<M> {
         needed + (left.saturating_sub(needed) / SLACK_SHARE).min(SLACK_SLOTS_MAX)
     }
 
+    /// Free slots a write has to find, with a segment of the log that begins.
+    fn slots_to_write(&self) -> usize {
+        self.slots_reserved(0) + MARGIN_OF_DATA + 2
+    }
+
     /// Whether a checkpoint should free what was emptied: before writes have to wait, but not for
     /// each slot anew.
     pub(super) fn is_checkpoint_worth_it(&self) -> bool {
@@ -40,13 +45,14 @@ impl<M: Media> Store<M> {
         pending > 0 && free < wanted && (pending * 4 > slack || free * 2 < needed + wanted)
     }
 
-    /// The closed slot with the least alive in it, and how much that is; not one of `emptied`.
+    /// The closed slot with the least alive in it, and how many blocks that takes elsewhere; not one
+    /// of `emptied`.
     pub(super) fn choose_victim(&mut self, emptied: &[SlotId]) -> Option<(SlotId, u32)> {
         self.compaction.unmovable.review(&self.segments);
         let blocks = self.segments.slot_blocks();
-        let is_worth_it = |live: u32| {
-            let is_thin = u64::from(live) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
-            live + image_head_blocks(live) < blocks - 1
+        let is_worth_it = |packed: u32| {
+            let is_thin = u64::from(packed) * 100 <= u64::from(blocks) * VICTIM_LIVE_PERCENT;
+            packed + gain_blocks_min(blocks) < blocks
                 && (is_thin || self.compaction.slots_needed > 0)
         };
         let oldest_needed = self.root.position.segment;
@@ -58,30 +64,33 @@ impl<M: Media> Store<M> {
             if kind == SegmentKind::Blob {
                 continue;
             }
-            let live = self.segments.live_in(slot);
-            if live == 0 {
+            let packed = self.segments.packed_in(slot);
+            if packed == 0 {
                 dead.push(slot);
                 continue;
             }
             let is_old = kind != SegmentKind::Log
-                || self.segments.residents(slot).iter().all(|(id, _)| *id < oldest_needed);
+                || self.segments.residents(slot).keys().all(|(id, _)| *id < oldest_needed);
             let is_left = emptied.contains(&slot) || self.compaction.unmovable.contains(slot);
-            if !is_left && is_old && is_worth_it(live) && best.is_none_or(|(least, _)| live < least)
+            if is_old
+                && !is_left
+                && is_worth_it(packed)
+                && best.is_none_or(|(least, _)| packed < least)
             {
-                best = Some((live, slot));
+                best = Some((packed, slot));
             }
         }
         for slot in dead {
             self.segments.drop_dead_pieces(slot, begun);
         }
-        best.map(|(live, slot)| (slot, live))
+        best.map(|(packed, slot)| (slot, packed))
     }
 
     /// What there is to do to empty a slot.
     pub(super) fn begin_victim(&mut self, victim: SlotId) -> Vec<(SegmentId, u32)> {
         self.counters.slots_compacted += 1;
         self.compaction.windows.begin(victim);
-        let mut todo: Vec<_> = self.segments.residents(victim).iter().copied().collect();
+        let mut todo: Vec<_> = self.segments.residents(victim).keys().copied().collect();
         // In the order in which they lie there, the first one last.
         todo.sort_by_key(|(id, first)| {
             let piece = self.segments.get(*id).and_then(|segment| segment.piece(*first));
@@ -98,10 +107,7 @@ impl<M: Media> Store<M> {
         let left = self.streams.of(SegmentKind::Images).blocks_left(slot_blocks);
         let next =
             if job.emptied.len() < VICTIMS_MAX { self.choose_victim(&job.emptied) } else { None };
-        let next = next.filter(|(slot, live)| {
-            let pieces = self.segments.residents(*slot).len() as u32;
-            live + image_head_blocks(*live) + pieces < left
-        });
+        let next = next.filter(|(_, packed)| packed + 1 < left);
         let Some((victim, _)) = next else {
             job.emptied.pop();
             return false;
@@ -109,21 +115,5 @@ impl<M: Media> Store<M> {
         job.todo = self.begin_victim(victim);
         job.victim = victim;
         true
-    }
-
-    /// Notes whether emptying slots still wins space: small images can take more for their heads
-    /// than the dead blocks give.
-    pub(super) fn judge_gain(&mut self, victims: u32) {
-        let slot_blocks = self.segments.slot_blocks() * victims;
-        let compaction = &mut self.compaction;
-        let won = slot_blocks.saturating_sub(compaction.put_blocks);
-        compaction.put_blocks = 0;
-        // A sixteenth, and a block for the header of the slot the images take.
-        let is_gain = won > slot_blocks / 16 + 1;
-        compaction.idle_jobs = if is_gain { 0 } else { compaction.idle_jobs + 1 };
-        if compaction.idle_jobs > IDLE_JOBS_MAX {
-            compaction.idle_jobs = 0;
-            compaction.exhausted_at = Some(self.segments.live_blocks());
-        }
     }
 }

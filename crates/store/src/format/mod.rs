@@ -23,11 +23,12 @@ pub(crate) use image::{ImageHead, Owner, image_head_blocks, read_image_head, wri
 pub(crate) use page::{FANOUT, PageHead, PageMut, PageRef, span_of_level};
 pub use pool::PoolHeader;
 pub(crate) use pool::{
-    POOL_HEADER_AT, SLOT_BYTES_MAX, SLOT_BYTES_MIN, SUPERBLOCK_COPIES, SUPERBLOCK_PAIRS,
-    has_pool_magic, superblock_at,
+    POOL_HEADER_AT, SLOT_BYTES_MAX, SUPERBLOCK_COPIES, SUPERBLOCK_PAIRS, has_pool_magic,
+    superblock_at,
 };
 pub(crate) use record::{ImageMove, MOVES_MAX, Record};
 pub(crate) use segment::{SegmentHeader, SegmentKind};
+pub(crate) use superblock::EXTENTS_MAX as BLOB_EXTENTS_MAX;
 pub(crate) use superblock::{BlobExtent, CUTS_MAX, Cut, Position, Superblock};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;

@@ -11,7 +11,8 @@ use super::{FORMAT_VERSION, checksum, prefix};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, PoolId, SegmentId, Seq, SlotId};
 
 const MAGIC: [u8; 8] = *b"BOWLSUPR";
-const EXTENTS_MAX: usize = 32;
+/// Most runs of blocks a checkpoint's blob may lie in.
+pub(crate) const EXTENTS_MAX: usize = 32;
 /// Most epochs that may begin between two checkpoints.
 pub(crate) const CUTS_MAX: usize = 32;
 const CLEAN: u32 = 1;

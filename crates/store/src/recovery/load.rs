@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::format::{
-    Blob, BlobSegment, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SLOT_BYTES_MIN,
-    SUPERBLOCK_COPIES, SUPERBLOCK_PAIRS, SegmentKind, Superblock, checksum, superblock_at,
+    Blob, BlobSegment, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SUPERBLOCK_COPIES,
+    SUPERBLOCK_PAIRS, SegmentKind, Superblock, checksum, superblock_at,
 };
 use crate::map::Map;
 use crate::recovery::Known;
+use crate::reserve::slots_max;
 use crate::segments::{Segment, Segments};
 use crate::{
     BLOCK_BYTES, BatchNumber, Epoch, Media, MediumError, PoolId, SegmentId, Seq, SlotId, StoreError,
@@ -17,6 +18,8 @@ use crate::{
 
 /// The fewest slots a pool can work with.
 const SLOTS_MIN: u32 = 24;
+/// The smallest slot of a new pool: in smaller ones the heads of images take what compaction wins.
+const NEW_SLOT_BYTES_MIN: u64 = 128 << 10;
 
 /// What a new pool is to be.
 #[derive(Debug, Clone, Copy)]
@@ -41,11 +44,11 @@ pub fn create<M: Media>(
     options: &CreateOptions,
 ) -> Result<(), StoreError> {
     let slot_bytes = options.slot_bytes;
-    if !(SLOT_BYTES_MIN..=SLOT_BYTES_MAX).contains(&slot_bytes)
+    if !(NEW_SLOT_BYTES_MIN..=SLOT_BYTES_MAX).contains(&slot_bytes)
         || !slot_bytes.is_multiple_of(BLOCK_BYTES)
     {
         return Err(StoreError::Invalid(format!(
-            "{slot_bytes} bytes cannot be the size of a slot: use {SLOT_BYTES_MIN} to \
+            "{slot_bytes} bytes cannot be the size of a slot: use {NEW_SLOT_BYTES_MIN} to \
              {SLOT_BYTES_MAX}"
         )));
     }
@@ -62,6 +65,7 @@ pub fn create<M: Media>(
             "{bytes} bytes are too few for a pool: it needs {SLOTS_MIN} slots of {slot_bytes} bytes"
         )));
     }
+    check_slot_count(slot_count, &header)?;
     let root = Superblock {
         pool: options.pool,
         epoch: Epoch(0),
@@ -98,6 +102,22 @@ pub fn create<M: Media>(
     }
     medium.flush()?;
     Ok(())
+}
+
+/// Whether the checkpoints of so many slots can be named by a superblock.
+///
+/// # Errors
+/// If they cannot.
+pub(crate) fn check_slot_count(slot_count: u32, header: &PoolHeader) -> Result<(), StoreError> {
+    let most = slots_max(header.slot_blocks());
+    if u64::from(slot_count) <= most {
+        return Ok(());
+    }
+    let (slot_bytes, most_bytes) = (header.slot_bytes, most * header.slot_bytes);
+    Err(StoreError::Invalid(format!(
+        "{slot_count} slots of {slot_bytes} bytes are too many for the superblock: with slots of \
+         this size a pool has at most {most_bytes} bytes; make it with larger slots"
+    )))
 }
 
 /// What never changes about the pool on a medium: which one it is, above all.

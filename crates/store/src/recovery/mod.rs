@@ -35,10 +35,13 @@ use crate::segments::{Segments, SlotState};
 use crate::staging::{Found, Staging};
 use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
+use crate::tables::Deltas;
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 
 pub use load::{CreateOptions, create, pool_header};
-pub(crate) use load::{choose_root, double_root, load_blob, read_header, read_root, read_roots};
+pub(crate) use load::{
+    check_slot_count, choose_root, double_root, load_blob, read_header, read_root, read_roots,
+};
 pub(crate) use replay::Replay;
 pub(crate) use walk::{Damage, Walk, Why};
 
@@ -47,6 +50,10 @@ const LOAD_PAGES: u32 = 32;
 const MAP_RUN_PAGES: u32 = 32;
 const BLOB_RUN_PAGES: u32 = 16;
 const IMAGE_RUN_PAGES: u32 = 64;
+/// All of these, and the page of the superblock.
+const STORE_PAGES: u64 =
+    (WINDOW_BLOCKS + LOAD_PAGES + 2 * (MAP_RUN_PAGES + BLOB_RUN_PAGES + IMAGE_RUN_PAGES) + 1)
+        as u64;
 /// Epochs since the last checkpoint after which one is made before anything else.
 const CUTS_MANY: usize = CUTS_MAX - 8;
 
@@ -195,6 +202,7 @@ impl<M: Media> Opening<M> {
         left: Result<Vec<Left>, String>,
         is_ours: bool,
     ) -> Result<Store<M>, StoreError> {
+        self.check_memory()?;
         // The longest runs first: what a dead process left may have broken the free pages up.
         let mut work = self.take_spans(1, WINDOW_BLOCKS)?;
         // More windows let compaction read ahead; a small arena does without.
@@ -236,10 +244,40 @@ impl<M: Media> Opening<M> {
             streams,
             work,
         });
-        if store.root.cuts.len() > CUTS_MANY && store.state.is_writing() {
+        if store.state.is_writing() && store.root.cuts.len() > CUTS_MANY {
             store.checkpoint_now()?;
         }
+        store.regain_slots();
         Ok(store)
+    }
+
+    /// Whether the memory holds the largest write there will be: it would be refused as busy for
+    /// ever otherwise.
+    fn check_memory(&self) -> Result<(), StoreError> {
+        let bytes = self.options.write_bytes_max;
+        let blocks = bytes.div_ceil(BLOCK_BYTES);
+        let too_small = |what: &str, have: u64, need: u64| {
+            Err(StoreError::Invalid(format!(
+                "{what} too small: a write of {bytes} bytes takes {need}, and there are {have}; \
+                 give more memory"
+            )))
+        };
+        let (changes, delta_bytes) =
+            (Deltas::capacity_of(self.options.delta_bytes / 2) as u64, self.options.delta_bytes);
+        if changes < blocks {
+            return too_small(&format!("delta_bytes {delta_bytes} (changes) is"), changes, blocks);
+        }
+        let descriptors = self.staging.as_ref().map_or(0, Staging::capacity);
+        let batches = blocks / 32 + 3;
+        if descriptors < batches {
+            return too_small("the arena's control area (descriptors) is", descriptors, batches);
+        }
+        let pages = u64::from(self.pages.borrow().count());
+        let needed = blocks + u64::from(Log::overhead_pages(blocks as u32)) + STORE_PAGES;
+        if pages - pages / 8 < needed {
+            return too_small("the arena (pages) is", pages - pages / 8, needed);
+        }
+        Ok(())
     }
 
     /// The buffers of the streams, longest first.

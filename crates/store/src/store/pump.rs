@@ -7,10 +7,10 @@
 //! - A write that failed twice, or a flush that failed once, stops the log until what the arena
 //!   holds has been written elsewhere.
 
-use super::write::Class;
 use super::{Broken, Store};
 use crate::api::{Event, Refused, Ticket};
 use crate::io::Purpose;
+use crate::reserve::MARGIN_OF_DATA;
 use crate::{BLOCK_BYTES, BatchNumber, Io, Media, MediumError, Micros};
 
 /// Batches in flight before the open one waits to fill up.
@@ -41,6 +41,7 @@ impl<M: Media> Store<M> {
     pub fn wake_at(&self) -> Option<Micros> {
         let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
         let is_idle = unproven && self.log.open().is_none() && self.state.is_writing();
+        let is_idle = is_idle && self.may_prove();
         is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1))
     }
 
@@ -170,6 +171,11 @@ impl<M: Media> Store<M> {
         moved
     }
 
+    /// Whether there is room for an empty batch.
+    fn may_prove(&self) -> bool {
+        self.log.has_room() || self.has_margin(1 + MARGIN_OF_DATA)
+    }
+
     /// After a flush and some quiet, an empty batch says that what came before it is durable.
     fn close_when_idle(&mut self) -> bool {
         let quiet = self.now.0.saturating_sub(self.last_write_at.0) > IDLE_CLOSE_MICROS;
@@ -177,10 +183,10 @@ impl<M: Media> Store<M> {
         if !quiet || !unproven || self.log.open().is_some() {
             return false;
         }
+        if !self.may_prove() {
+            return false;
+        }
         if !self.log.has_room() {
-            if self.segments.free_slots() <= Class::Data.floor() {
-                return false;
-            }
             self.roll(self.log.last());
         }
         self.log.open_batch();

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A write is admitted whole or refused; once admitted, nothing can keep it from its place in
 //!   the order: pages, descriptors, changes of the map and slots were made sure of before.
-//! - Data leaves free slots to ranges, and both leave some to records: what gives space back is
-//!   refused last.
+//! - Data leaves free slots to ranges, and both leave some to compaction and checkpoints: what gives
+//!   space back is refused last (`reserve.rs`).
 
 use std::collections::VecDeque;
 
@@ -12,14 +12,11 @@ use bowline_arena::{PAGE_BYTES, Span};
 
 use super::{Store, apply, apply_record};
 use crate::api::{Payload, Refused};
-use crate::format::{EntryKind, LogEntry, Record, SegmentKind};
+use crate::format::{EntryKind, FANOUT, LogEntry, Record, SegmentKind};
 use crate::log::{Blocks, Gather, Log};
 use crate::map::SMALL_RANGE_BLOCKS;
+use crate::reserve::{MARGIN_OF_DATA, MARGIN_OF_RANGES};
 use crate::{BLOCK_BYTES, BatchNumber, DiskId, Lba, LineageId, Media, SegmentId, Seq};
-
-/// Slots no live data may take: two of the log, one each of map, blob and images, and what must be
-/// free for a write to be admitted.
-const SLOTS_KEPT_MIN: u64 = 16;
 
 impl<M: Media> Store<M> {
     /// Writes whole blocks. `Ok` means admitted: the bytes lie in the arena, have their place in
@@ -94,7 +91,11 @@ impl<M: Media> Store<M> {
 
     /// Puts a record into the log and applies it.
     pub(crate) fn put_record(&mut self, record: &Record) -> Result<Seq, Refused> {
-        self.admit(Class::Record, 1, 1, 0)?;
+        let class = match record {
+            Record::Moved(_) | Record::Grown { .. } => Class::Relief,
+            _ => Class::Range,
+        };
+        self.admit(class, 1, 1, 0)?;
         let mut block = record.encode();
         assert!(block.len() <= BLOCK_BYTES as usize, "a record fits a block");
         block.resize(BLOCK_BYTES as usize, 0);
@@ -103,6 +104,7 @@ impl<M: Media> Store<M> {
         let mut source = Source::Copied(Gather::new(&slices));
         self.put(EntryKind::Record, LineageId(0), Lba(0), 1, seq, &mut source);
         apply_record(&mut self.catalogue, &mut self.map, record);
+        self.shape_changed();
         Ok(seq)
     }
 
@@ -136,8 +138,12 @@ impl<M: Media> Store<M> {
         let pages = copied + Log::overhead_pages(blocks);
         let batches = u64::from(blocks / 32 + 2);
         // An eighth of the pages stays for reads: they go on whatever stops the log.
-        let kept = self.log.pages.borrow().count() / 8;
-        if self.log.pages.borrow().free() < pages + kept || !self.log.has_descriptors(batches) {
+        let pages = pages + self.log.pages.borrow().count() / 8;
+        if self.log.pages.borrow().free() < pages {
+            self.pages_wanted = pages;
+            return self.busy();
+        }
+        if !self.log.has_descriptors(batches) {
             return self.busy();
         }
         self.admit_space(class, blocks)
@@ -148,10 +154,14 @@ impl<M: Media> Store<M> {
         // Data, a head for each batch of it, and what is lost at the end of segments.
         let need = u64::from(blocks) + u64::from(blocks) / 16 + 2;
         let left = u64::from(self.log.blocks_unused());
-        let slots = if need <= left { 0 } else { (need.div_ceil(room) + 1) as usize };
+        let lost = u64::from(class == Class::Data);
+        let slots = if need <= left { 0 } else { (need.div_ceil(room) + lost) as usize };
+        let leaves = u64::from(blocks) / FANOUT + 2;
         let needed = match class {
-            Class::Record => slots + 1,
-            _ => class.floor() + slots + self.checkpoint_slots(),
+            Class::Relief if slots == 0 => 0,
+            Class::Relief => slots + 1,
+            Class::Range => self.slots_reserved(leaves) + MARGIN_OF_RANGES + slots,
+            Class::Data => self.slots_reserved(leaves) + MARGIN_OF_DATA + slots,
         };
         let free = self.segments.free_slots();
         // After a failure of the medium, what is not flushed is written again elsewhere.
@@ -165,18 +175,24 @@ impl<M: Media> Store<M> {
         if free < needed {
             self.compaction.slots_needed = self.compaction.slots_needed.max(needed);
             if class == Class::Data && again == 0 && !self.can_make_space() {
-                return Err(Refused::NoSpace);
+                return self.no_space();
             }
             return self.busy();
         }
-        if class == Class::Data && self.live_blocks() + need > self.live_limit_blocks() {
+        let taken = self.segments.live_blocks() + self.pages_to_come() + leaves;
+        if class == Class::Data && taken + need > self.live_limit_blocks() {
             if self.map.active.is_empty() && self.map.frozen.is_none() {
-                return Err(Refused::NoSpace);
+                return self.no_space();
             }
             self.checkpoint_wanted = true;
             return self.busy();
         }
         Ok(())
+    }
+
+    fn no_space(&mut self) -> Result<(), Refused> {
+        self.compaction.slots_needed = 0;
+        Err(Refused::NoSpace)
     }
 
     fn busy(&mut self) -> Result<(), Refused> {
@@ -189,28 +205,8 @@ impl<M: Media> Store<M> {
         self.segments.live_blocks()
     }
 
-    /// Most blocks that may be alive: the rest is for compaction to work with.
-    pub(crate) fn live_limit_blocks(&self) -> u64 {
-        let slots = u64::from(self.segments.slot_count());
-        let kept = (slots * 7 / 100).max(SLOTS_KEPT_MIN).min(slots);
-        let blocks = u64::from(self.segments.slot_blocks());
-        (slots - kept) * (blocks - 2 - blocks / 64)
-    }
-
-    /// Free slots a write has to find: its floor, a segment that begins, and a checkpoint.
-    pub(crate) fn slots_to_write(&self) -> usize {
-        Class::Data.floor() + 2 + self.checkpoint_slots()
-    }
-
-    /// Slots a checkpoint of what has changed so far may take.
-    fn checkpoint_slots(&self) -> usize {
-        let frozen = self.map.frozen.as_ref().map_or(0, |frozen| frozen.deltas.leaves());
-        let pages = self.map.active.deltas.leaves() + frozen + 4 * self.map.lineages.len();
-        pages / (self.segments.slot_blocks() as usize - 1) + 1
-    }
-
     /// Whether compaction and checkpoints can still win slots.
-    fn can_make_space(&self) -> bool {
+    pub(crate) fn can_make_space(&self) -> bool {
         self.segments.pending_slots() > 0
             || self.map.frozen.is_some()
             || self.compaction.is_running()
@@ -221,7 +217,7 @@ impl<M: Media> Store<M> {
     /// Whether a checkpoint would show compaction dead blocks, or slots old enough to be emptied.
     pub(crate) fn would_checkpoint_help(&self) -> bool {
         !self.map.active.is_empty()
-            || (self.compaction.waits_for_age() && self.bytes_since_checkpoint > 0)
+            || (self.compaction.is_exhausted() && self.bytes_since_checkpoint > 0)
     }
 
     /// Puts an entry, and its data, into the log and the map; cut into several if need be.
@@ -301,22 +297,14 @@ impl<M: Media> Store<M> {
     }
 }
 
-/// Whose floor of free slots a request must leave.
+/// Whose margin of free slots a request must leave (`reserve.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+enum Class {
     Data,
+    /// Discards, zeroes, changes of disks.
     Range,
-    Record,
-}
-
-impl Class {
-    pub(super) fn floor(self) -> usize {
-        match self {
-            Class::Data => 6,
-            Class::Range => 4,
-            Class::Record => 0,
-        }
-    }
+    /// What brings slots: records of compaction, and of a pool that has grown.
+    Relief,
 }
 
 /// Where the data of an entry comes from.

@@ -69,7 +69,7 @@ impl Deltas {
     /// If not one record fits.
     #[must_use]
     pub fn new(bytes: usize, seed: u64) -> Deltas {
-        let capacity = (bytes / BYTES_PER_RECORD).min(NUMBER_MASK as usize);
+        let capacity = Deltas::capacity_of(bytes);
         assert!(capacity > 0, "{bytes} bytes hold no record");
         Deltas {
             seed,
@@ -79,6 +79,12 @@ impl Deltas {
             by_leaf: vec![0; capacity * SLOTS_PER_RECORD],
             leaves: 0,
         }
+    }
+
+    /// How many blocks a generation of so many bytes takes.
+    #[must_use]
+    pub fn capacity_of(bytes: usize) -> usize {
+        (bytes / BYTES_PER_RECORD).min(NUMBER_MASK as usize)
     }
 
     /// Blocks that have changed.

@@ -67,7 +67,7 @@ fn a_disk_that_shrank_and_grew_holds_zeros() {
 #[test]
 fn a_disk_destroyed_after_many_discards_is_replayed() {
     for more in 0..12 {
-        let (mut world, disk) = world(60);
+        let (mut world, disk) = world(400);
         let other = world.store.create_disk("b", 1 << 40, Durability::Strict, Provision::Thin);
         let other = other.unwrap();
         world.flush();
@@ -123,7 +123,7 @@ fn a_log_that_goes_on_in_slots_just_added_is_recovered() {
     let (mut world, disk) = world(40);
     let blocks: Vec<u8> = (0..24).flat_map(|at| content(1 + at)).collect();
     let mut lba = 0;
-    while world.store.status().space.pending_free_bytes == 0 && lba < 600 {
+    while world.store.status().space.pending_free_bytes == 0 && lba < 480 {
         world.write(disk, lba, &blocks);
         lba += 24;
     }

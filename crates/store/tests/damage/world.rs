@@ -274,7 +274,7 @@ impl World {
             match what(self) {
                 Ok(done) => return done,
                 Err(Refused::Busy) => self.poll(),
-                Err(other) => panic!("{other}"),
+                Err(other) => panic!("{other}: {:?}", self.store.status()),
             }
         }
         panic!("busy for ever: {:?}", self.store.status());

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::{Model, Random};
 
+/// Blocks of the largest write: what a store has to have room for unless its options say more.
+const WRITE_BLOCKS_MAX: u64 = 256;
+
 /// One thing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -187,7 +190,7 @@ impl Workload {
         let owned = self.random.permille(self.profile.owned);
         let mut most = self.profile.blocks_max;
         if self.random.one_in(80) {
-            most = (self.profile.capacity / 32).max(most);
+            most = (self.profile.capacity / 32).min(WRITE_BLOCKS_MAX).max(most);
         }
         let blocks = self.random.between(1, most).min(size);
         let following = self.next.get(&disk).copied().unwrap_or(0);

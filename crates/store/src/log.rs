@@ -338,6 +338,12 @@ impl Log {
         Some((batch.number, batch.slot, block, parts))
     }
 
+    /// Blocks of the batches that wait to be written, the open one with them.
+    pub(crate) fn waiting_blocks(&self) -> u64 {
+        let waits = |batch: &&Batch| matches!(batch.stage, Stage::Open | Stage::Closed);
+        self.batches.iter().rev().take_while(waits).map(|batch| u64::from(batch.blocks())).sum()
+    }
+
     /// A batch is on the medium.
     pub(crate) fn complete(&mut self, number: BatchNumber) {
         if let Some(batch) = self.find_mut(number) {

@@ -148,6 +148,8 @@ pub struct Store<M> {
     flush_wanted: bool,
     room_wanted: bool,
     room_made: bool,
+    /// Somebody was refused because too much waits to be written.
+    drain_wanted: bool,
     flow: Flow,
     last_write_at: Micros,
     /// The last batch whose durability some later header or checkpoint proves.
@@ -219,6 +221,7 @@ impl<M: Media> Store<M> {
             flush_wanted: false,
             room_wanted: false,
             room_made: false,
+            drain_wanted: false,
             flow: Flow::default(),
             last_write_at: Micros(0),
             proven,
@@ -290,8 +293,10 @@ impl<M: Media> Store<M> {
         let may_have_pages = self.pages_wanted > 0 && self.log.batches.is_empty();
         let has_pages = || self.log.pages.borrow().free() >= self.pages_wanted;
         let is_made = std::mem::take(&mut self.room_made) || (may_have_pages && has_pages());
-        if self.room_wanted && is_made {
-            self.room_wanted = false;
+        let is_drained = self.drain_wanted && !self.is_behind();
+        let is_wanted = self.room_wanted || self.drain_wanted;
+        if is_drained || is_wanted && is_made {
+            (self.room_wanted, self.drain_wanted) = (false, false);
             self.pages_wanted = 0;
             self.compaction.slots_needed = 0;
             self.events.push_back(Event::Room);

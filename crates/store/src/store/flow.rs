@@ -1,8 +1,9 @@
 //! How much of the log may be on its way to the medium at a time (rule D11).
 //!
-//! What is in flight is what a flush has to wait for, so it is bounded by time: the bound grows
-//! while batches that found it reached come back in less than that time, and shrinks when one takes
-//! twice as long. It is found by trying because a rate seen under a low bound is a low rate.
+//! A flush has to wait for what is in flight and for what waits to be written before it, so both are
+//! bounded by time. The bound grows while batches that found it reached come back in less than that
+//! time, and shrinks when one takes twice as long. It is found by trying because a rate seen under a
+//! low bound is a low rate.
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,8 @@ const BYTES_FIRST: u64 = 4 << 20;
 const BYTES_MAX: u64 = 8 << 20;
 /// How long a batch should be under way.
 const BATCH_MICROS: u64 = 2_000;
+/// What may wait to be written beside that, so that the medium never waits for a batch.
+const WAITING_BYTES: u64 = 2 << 20;
 /// By how much the bound grows with each batch that was quick.
 const GROWTH_BYTES: u64 = 256 << 10;
 
@@ -46,6 +49,12 @@ impl Flow {
     /// Whether another batch may be submitted: one may always.
     pub(super) fn has_room(&self) -> bool {
         self.bytes < self.bytes_max || self.batches.is_empty()
+    }
+
+    /// Whether so much waits to be written that more has to wait before it is admitted: a flush has
+    /// to wait for all of it.
+    pub(super) fn is_behind(&self, waiting_bytes: u64) -> bool {
+        self.bytes + waiting_bytes >= self.bytes_max + WAITING_BYTES
     }
 
     /// Batches under way.
@@ -108,6 +117,18 @@ mod tests {
         assert_eq!(flow.bytes_max, BYTES_MIN);
         rounds(&mut flow, 100, 500);
         assert_eq!(flow.bytes_max, BYTES_MAX, "a low bound is left again");
+    }
+
+    #[test]
+    fn more_is_admitted_until_the_medium_has_enough_to_do() {
+        let mut flow = Flow::default();
+        assert!(!flow.is_behind(BYTES_FIRST));
+        assert!(flow.is_behind(BYTES_FIRST + WAITING_BYTES));
+        rounds(&mut flow, 100, 50_000);
+        assert!(!flow.is_behind(BYTES_MIN), "a batch waits while one is under way");
+        assert!(flow.is_behind(BYTES_MIN + WAITING_BYTES), "a slow medium is given less");
+        flow.submitted(BatchNumber(1 << 20), BYTES_MIN, Micros(0));
+        assert!(flow.is_behind(WAITING_BYTES));
     }
 
     #[test]

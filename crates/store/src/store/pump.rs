@@ -221,6 +221,11 @@ impl<M: Media> Store<M> {
         true
     }
 
+    /// Whether too much waits to be written for more to be admitted.
+    pub(super) fn is_behind(&self) -> bool {
+        self.flow.is_behind(self.log.waiting_blocks() * BLOCK_BYTES)
+    }
+
     /// Whether a flush is needed to get pages or descriptors back. Who waits for room waits for
     /// what is in flight too: a flush for each batch would keep the arena full for ever.
     fn is_arena_filling(&self) -> bool {

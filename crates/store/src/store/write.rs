@@ -131,6 +131,11 @@ impl<M: Media> Store<M> {
         if let Some(cause) = self.state.refuses_writes() {
             return Err(Refused::Stopped(cause));
         }
+        if class == Class::Data && self.is_behind() {
+            self.drain_wanted = true;
+            self.counters.busy += 1;
+            return Err(Refused::Busy);
+        }
         if !self.map.active.has_room(changes) {
             self.checkpoint_wanted = true;
             return self.busy();

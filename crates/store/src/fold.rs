@@ -210,16 +210,15 @@ impl Fold {
         self.set_entry(record.lineage, level, index, state);
         // Changed pages below the node are those of other ranges of this fold; their own old
         // versions are dying already, and what they name has to be walked from them.
-        let below: Vec<PageKey> = self
-            .inner
-            .keys()
-            .filter(|(at, lineage, page)| {
-                *lineage == record.lineage
-                    && *at < level
-                    && page / FANOUT.pow(u32::from(level - 1 - at)) == index
-            })
-            .copied()
-            .collect();
+        let mut below: Vec<PageKey> = Vec::new();
+        for at in 0..level {
+            // Asked for by level: a large disk has thousands of changed pages, and a range may
+            // replace hundreds of nodes in one step.
+            let pages = FANOUT.pow(u32::from(level - 1 - at));
+            let first = index * pages;
+            let keys = (at, record.lineage, first)..(at, record.lineage, first + pages);
+            below.extend(self.inner.range(keys).map(|(key, _)| *key));
+        }
         let had_changed_pages = !below.is_empty();
         for key in below {
             if let Some(page) = self.inner.remove(&key) {

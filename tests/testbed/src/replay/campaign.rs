@@ -83,12 +83,13 @@ impl Campaign {
     /// How often each class came up while recording.
     #[must_use]
     pub fn recorded(&self) -> String {
-        let classes = [Class::Checkpoint, Class::ImageMove, Class::SlotReuse];
-        let count = |class: Class| format!("{} {}", class.name(), self.moments[&class].len());
+        let classes = Class::ALL.iter().filter(|class| **class != Class::Random);
+        let count = |class: &Class| format!("{} {}", class.name(), self.moments[class].len());
+        let counts: Vec<String> = classes.map(count).collect();
         let steps = self.recording.trace.steps();
         let bytes = self.recording.trace.end(steps) >> 20;
         let jobs = self.recording.promises(u64::MAX).jobs;
-        format!("{steps} steps, {bytes} MiB, {}; promises {jobs:?}", classes.map(count).join(", "))
+        format!("{steps} steps, {bytes} MiB, {}; promises {jobs:?}", counts.join(", "))
     }
 
     /// Draws cuts, as many of each class, ascending.
@@ -101,7 +102,7 @@ impl Campaign {
                 let tries = if class == Class::Random { 1 } else { TRIES };
                 let cuts = (0..tries).map(|_| self.draw_cut(class, &mut dice));
                 let cut = cuts.max_by_key(|cut| self.recording.trace.pending(*cut)).unwrap_or(0);
-                State { class, cut, twice: at % 5 == 4, seed: dice.below(u64::MAX) }
+                State { class, cut, twice: at % 6 == 4, seed: dice.below(u64::MAX) }
             })
             .collect();
         drawn.sort_by_key(|state| state.cut);
@@ -222,7 +223,7 @@ fn crash_again(lane: &mut Lane, state: &State) -> Result<()> {
         std::fs::remove_file(&log)?;
     }
     lane.recover_logged(&log).map_err(|error| format!("the first recovery: {error}"))?;
-    let trace = Trace::read(&log)?;
+    let trace = Trace::read(&log, &[])?;
     let mut dice = Dice::new(state.seed ^ 1);
     let cut = dice.below(trace.steps() as u64 + 1) as usize;
     platter.advance(&trace, cut, trace.durable(cut))?;

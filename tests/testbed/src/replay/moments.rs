@@ -16,14 +16,17 @@ pub enum Class {
     ImageMove,
     /// From the first write to a slot that held another segment to a flush that covers it.
     SlotReuse,
+    /// From the death of the process to both copies of the superblock of the next epoch being
+    /// flushed: the arena is adopted.
+    Restart,
     /// Anything, anywhere.
     Random,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Class; 4] =
-        [Class::Checkpoint, Class::ImageMove, Class::SlotReuse, Class::Random];
+    pub const ALL: [Class; 5] =
+        [Class::Checkpoint, Class::ImageMove, Class::SlotReuse, Class::Restart, Class::Random];
 
     /// For people.
     #[must_use]
@@ -32,6 +35,7 @@ impl Class {
             Class::Checkpoint => "checkpoint",
             Class::ImageMove => "image-move",
             Class::SlotReuse => "slot-reuse",
+            Class::Restart => "restart",
             Class::Random => "random",
         }
     }
@@ -65,7 +69,12 @@ pub fn find(trace: &Trace, header: &[u8]) -> Result<Moments> {
     let slot_bytes = slot_bytes.ok_or("the pool's header names no size of slots")?;
     let mut finder =
         Finder { trace, slots: HashMap::new(), open: BTreeMap::new(), found: BTreeMap::new() };
+    let mut restarts = trace.restarts.iter().copied().peekable();
     for op in trace.ops.iter().filter(|op| op.kind == Kind::Write) {
+        if let Some(step) = restarts.next_if(|&step| step < op.submitted) {
+            // What went on before is over.
+            finder.open = BTreeMap::from([(Class::Restart, step + 1)]);
+        }
         if SUPERBLOCKS.contains(&op.at) {
             finder.superblock(op);
         } else if let Some(at) = op.at.checked_sub(SLOTS_AT) {
@@ -100,6 +109,7 @@ impl Finder<'_> {
         // Copy 0 of each pair lies at a multiple of 32 KiB, copy 1 behind it.
         if !(op.at - SUPERBLOCKS.start).is_multiple_of(32 << 10) {
             self.end(Class::Checkpoint, op);
+            self.end(Class::Restart, op);
         }
     }
 

@@ -1,5 +1,5 @@
 //! A guest works on a disk, a client of our own on another one, and all that reaches the medium is
-//! written down, and which promise was given when.
+//! written down, and which promise was given when. Half-way the server is killed and started again.
 //!
 //! Time is the length of the medium's log: a promise that was heard of when the log had some length
 //! was given no later, so every cut behind that length owes it.
@@ -129,10 +129,7 @@ pub fn record(mut setup: Setup, plan: &Plan) -> Result<Recording> {
     server.make()?;
     let base = std::fs::read(server.pool())?;
     let log = server.folder().join("medium.log");
-    // Flushes that take their time leave more in flight for a crash to lose.
-    let filters = [format!("log={}", log.display()), "flush-delay=4ms".into()];
-    let argument = |filter: &String| ["--media-filter".to_string(), filter.clone()];
-    server.setup().arguments = filters.iter().flat_map(argument).collect();
+    server.setup().arguments = filters(&log, plan.seed);
     server.serve()?;
     server.make_disks()?;
     let mut own = Own::connect(&server, &log, plan.seed)?;
@@ -146,8 +143,12 @@ pub fn record(mut setup: Setup, plan: &Plan) -> Result<Recording> {
     let mut guest = Guest::boot_stamped(&[data], Arc::new(move || length(&stamped)))?;
     let jobs = begin(&mut guest, &plan.file_system)?;
     let from = length(&log);
+    let mut deaths = Vec::new();
     for record in 0..plan.records {
         guest.reach(jobs[0], record)?;
+        if record == plan.records / 2 {
+            deaths.push(restart(&mut server, &mut own)?);
+        }
         let due = plan.writes * (record + 1) / plan.records;
         own.write(due)?;
     }
@@ -155,9 +156,33 @@ pub fn record(mut setup: Setup, plan: &Plan) -> Result<Recording> {
     let acknowledged = jobs.map(|job| guest.numbers(job));
     drop(guest);
     server.crash(Crash::Process)?;
-    let trace = Trace::read(&log)?;
+    let trace = Trace::read(&log, &deaths)?;
     let Plan { file_system, .. } = plan.clone();
     Ok(Recording { file_system, base, trace, from, acknowledged, raw: own.events })
+}
+
+/// Media differ in how much they have in flight for a crash to lose.
+fn filters(log: &Path, seed: u64) -> Vec<String> {
+    let slow: &[&str] = match seed % 4 {
+        0 => &["flush-delay=16ms"],
+        1 | 2 => &["flush-delay=4ms"],
+        _ => &["delay=write:2ms", "flush-delay=4ms"],
+    };
+    let log = format!("log={}", log.display());
+    let filters = std::iter::once(log.as_str()).chain(slow.iter().copied());
+    filters.flat_map(|filter| ["--media-filter".to_string(), filter.to_string()]).collect()
+}
+
+/// Kills the server and starts it again, with its arena; the guest waits. The length of the log
+/// between the two.
+fn restart(server: &mut Server, own: &mut Own) -> Result<u64> {
+    server.crash(Crash::Process)?;
+    // The last entry may be cut short, and is not to stand before the next one.
+    let log = Trace::read(&own.log, &[])?.length;
+    std::fs::File::options().write(true).open(&own.log)?.set_len(log)?;
+    server.serve()?;
+    own.client = Client::connect(&server.address(Transport::Unix, 1), server.export(1))?;
+    Ok(log)
 }
 
 fn length(log: &Path) -> u64 {

@@ -51,6 +51,10 @@ pub struct Trace {
     flushes: Vec<(usize, usize)>,
     /// Steps of the submissions of writes, and of their completions, ascending.
     writes: [Vec<usize>; 2],
+    /// Steps at which the process had died and another one took over.
+    pub restarts: Vec<usize>,
+    /// Bytes of the log up to the last whole entry.
+    pub length: u64,
 }
 
 const HEAD_BYTES: u64 = 32;
@@ -62,19 +66,23 @@ const ALLOCATE: u64 = 5;
 const COMPLETED: u64 = 16;
 
 impl Trace {
-    /// Reads a log. A last entry that was cut short is left out.
+    /// Reads a log. A last entry that was cut short is left out. Where the log has one of the
+    /// lengths `deaths`, its process had died, and whoever went on has first waited until no
+    /// operation of it could land any more: by then each had, or never does.
     ///
     /// # Errors
     /// If it cannot be read, is no log, or an operation in it failed.
-    pub fn read(path: &Path) -> Result<Trace> {
+    pub fn read(path: &Path, deaths: &[u64]) -> Result<Trace> {
         let file = File::open(path)?;
         let bytes = file.metadata()?.len();
         let mut reader = BufReader::with_capacity(1 << 20, file.try_clone()?);
-        let (ops, ends, flushes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut trace = Trace { file, ops, ends, flushes, writes: [Vec::new(), Vec::new()] };
+        let mut trace = Trace::empty(file);
         let mut in_flight: HashMap<u64, Option<usize>> = HashMap::new();
         let mut at = 0;
         while at + HEAD_BYTES <= bytes {
+            if deaths.contains(&at) {
+                trace.restart(&mut in_flight, at);
+            }
             let [kind, id, place, length] = head(&mut reader)?;
             at += HEAD_BYTES;
             let data_at = at;
@@ -82,32 +90,57 @@ impl Trace {
             if at > bytes {
                 break;
             }
+            trace.length = at;
             reader.seek_relative((at - data_at) as i64)?;
             match kind {
                 READ => {
                     in_flight.insert(id, None);
                 }
                 WRITE | FLUSH | DISCARD | ALLOCATE => {
-                    let kind = match kind {
-                        WRITE => Kind::Write,
-                        FLUSH => Kind::Flush,
-                        _ => Kind::Clear,
-                    };
                     in_flight.insert(id, Some(trace.ops.len()));
-                    let submitted = trace.ends.len();
-                    if kind == Kind::Write {
-                        trace.writes[0].push(submitted);
-                    }
-                    trace.ends.push(at);
-                    let op =
-                        Op { kind, at: place, bytes: length, data_at, submitted, completed: None };
-                    trace.ops.push(op);
+                    trace.submit(kind, [place, length, data_at], at);
                 }
                 COMPLETED => trace.complete(&mut in_flight, id, at)?,
                 other => return Err(format!("an entry of kind {other} at byte {data_at}").into()),
             }
         }
         Ok(trace)
+    }
+
+    fn empty(file: File) -> Trace {
+        let (ops, ends, flushes, restarts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let writes = [Vec::new(), Vec::new()];
+        Trace { file, ops, ends, flushes, writes, restarts, length: 0 }
+    }
+
+    fn submit(&mut self, kind: u64, [at, bytes, data_at]: [u64; 3], end: u64) {
+        let kind = match kind {
+            WRITE => Kind::Write,
+            FLUSH => Kind::Flush,
+            _ => Kind::Clear,
+        };
+        let submitted = self.ends.len();
+        if kind == Kind::Write {
+            self.writes[0].push(submitted);
+        }
+        self.ends.push(end);
+        self.ops.push(Op { kind, at, bytes, data_at, submitted, completed: None });
+    }
+
+    /// A step of its own, in which everything but flushes completes.
+    fn restart(&mut self, in_flight: &mut HashMap<u64, Option<usize>>, end: u64) {
+        let step = self.ends.len();
+        self.ends.push(end);
+        self.restarts.push(step);
+        for (_, op) in in_flight.drain() {
+            let Some(op) = op.and_then(|op| self.ops.get_mut(op)) else { continue };
+            if op.kind != Kind::Flush {
+                op.completed = Some(step);
+            }
+            if op.kind == Kind::Write {
+                self.writes[1].push(step);
+            }
+        }
     }
 
     fn complete(
@@ -212,7 +245,7 @@ pub(super) mod tests {
         }
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        Trace::read(file.path()).unwrap()
+        Trace::read(file.path(), &[]).unwrap()
     }
 
     pub const WRITE: u64 = super::WRITE;
@@ -239,12 +272,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_a_dead_process_had_in_flight_has_landed_when_the_next_one_begins() {
+        let entry = |numbers: [u64; 4]| numbers.into_iter().flat_map(u64::to_le_bytes);
+        let mut bytes: Vec<u8> = entry([WRITE, 1, 0, 512]).chain([1; 512]).collect();
+        bytes.extend(entry([FLUSH, 2, 0, 0]));
+        let death = bytes.len() as u64;
+        bytes.extend(entry([FLUSH, 1, 0, 0]).chain(entry([DONE, 1, 0, 0])));
+        bytes.extend([9; 31]);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let trace = Trace::read(file.path(), &[death]).unwrap();
+        assert_eq!((trace.restarts.as_slice(), trace.length), (&[2][..], death + 64));
+        assert_eq!(trace.ops[0].completed, Some(2));
+        assert_eq!(trace.ops[1].completed, None, "a flush of the dead proves nothing");
+        assert_eq!([3, 4, 5].map(|cut| trace.pending(cut)), [1, 1, 0]);
+    }
+
+    #[test]
     fn what_is_no_log_or_has_errors_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for kind in [17u64, 99] {
             let head: Vec<u8> = [kind, 1, 0, 0].into_iter().flat_map(u64::to_le_bytes).collect();
             std::fs::write(file.path(), head).unwrap();
-            assert!(Trace::read(file.path()).is_err(), "{kind}");
+            assert!(Trace::read(file.path(), &[]).is_err(), "{kind}");
         }
     }
 }

@@ -15,7 +15,7 @@
 //!   are given back only after `released` has passed it.
 
 use bowline_arena::{Memory, PAGE_BYTES, Part, Span};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 use crate::{BatchNumber, Epoch, Micros};
 
@@ -56,7 +56,7 @@ impl Progress {
 
     /// The checksum once `entry` is added.
     pub(crate) fn extend(self, entry: &[u8]) -> u32 {
-        xxh3_64_with_seed(entry, u64::from(self.checksum)) as u32
+        XxHash3_64::oneshot_with_seed(u64::from(self.checksum), entry) as u32
     }
 }
 

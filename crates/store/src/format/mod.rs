@@ -31,19 +31,19 @@ pub(crate) use segment::{SegmentHeader, SegmentKind};
 pub(crate) use superblock::EXTENTS_MAX as BLOB_EXTENTS_MAX;
 pub(crate) use superblock::{BlobExtent, CUTS_MAX, Cut, Position, Superblock};
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 /// The version of the pool format this code writes, and the only one it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
 /// The checksum of a block of data, as batches, images and the map keep it.
 pub(crate) fn block_checksum(salt: u64, block: &[u8]) -> u32 {
-    xxh3_64_with_seed(block, salt) as u32
+    XxHash3_64::oneshot_with_seed(salt, block) as u32
 }
 
 /// The checksum of a metadata structure.
 pub(crate) fn checksum(salt: u64, bytes: &[u8]) -> u64 {
-    xxh3_64_with_seed(bytes, salt)
+    XxHash3_64::oneshot_with_seed(salt, bytes)
 }
 
 /// Reads a prefix of `bytes` as `T`; none if there are too few.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bowline_arena::Part;
 use bowline_store::{CheckVerdict, DiskId, Durability, PlaceKind, PoolState, Provision};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 use crate::world::{
     BLOCK, SALT, SLOT_BYTES, adopt, check_bytes, content, format_with, open, tag_of,
@@ -13,8 +13,8 @@ use crate::world::{
 
 /// A batch as the format says: 80 bytes of head, entries from 128 on.
 fn seal(head: &mut [u8]) {
-    let rest = xxh3_64_with_seed(&head[80..BLOCK], SALT);
-    let sum = xxh3_64_with_seed(&head[8..80], SALT ^ rest);
+    let rest = XxHash3_64::oneshot_with_seed(SALT, &head[80..BLOCK]);
+    let sum = XxHash3_64::oneshot_with_seed(SALT ^ rest, &head[8..80]);
     head[..8].copy_from_slice(&sum.to_le_bytes());
 }
 
@@ -91,7 +91,7 @@ fn records_of_another_version_are_told() {
         let mut bytes = bytes.borrow_mut();
         let (head, record) = bytes[at..at + 2 * BLOCK].split_at_mut(BLOCK);
         record[0] = 77;
-        let sum = xxh3_64_with_seed(record, SALT) as u32;
+        let sum = XxHash3_64::oneshot_with_seed(SALT, record) as u32;
         head[128 + 32..128 + 36].copy_from_slice(&sum.to_le_bytes());
         seal(head);
     }

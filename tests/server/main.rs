@@ -6,6 +6,7 @@ mod device;
 mod large;
 mod loss;
 mod many;
+mod scrub;
 mod user;
 
 use std::time::Duration;

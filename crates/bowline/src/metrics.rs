@@ -5,10 +5,13 @@
 
 use std::fmt::Write;
 
-use crate::control::api::{DiskStatus, Latency, PoolState, ServerStatus};
+use crate::control::api::{DiskStatus, Latency, PoolState, ScrubState, ScrubStatus, ServerStatus};
 
 /// The type of [`text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Classes of a histogram, always as many: up to a minute.
+const LATENCY_CLASSES: u32 = 27;
 
 #[derive(Clone, Copy)]
 enum Shape {
@@ -59,12 +62,14 @@ impl Page {
         self.head(name, "histogram", help);
         for disk in disks {
             let (latency, mut count) = (value(disk), 0);
-            for (power, &number) in latency.below_power_of_two_us.iter().enumerate() {
-                count += number;
-                let below = (1u64 << power.min(63)) as f64 / 1e6;
+            let mut numbers = latency.below_power_of_two_us.iter();
+            for power in 0..LATENCY_CLASSES {
+                count += numbers.next().copied().unwrap_or_default();
+                let below = (1u64 << power) as f64 / 1e6;
                 let labels = [("disk", disk.name.as_str()), ("le", &below.to_string())];
                 self.sample(&format!("{name}_bucket"), &labels, count);
             }
+            count += numbers.sum::<u64>();
             let all = [("disk", disk.name.as_str()), ("le", "+Inf")];
             self.sample(&format!("{name}_bucket"), &all, count);
             let seconds = latency.sum_us as f64 / 1e6;
@@ -139,9 +144,12 @@ fn pool(page: &mut Page, status: &ServerStatus) {
         ("scrub_done_bytes", "Verified by the present scrub.", pool.scrub.done_bytes),
         ("scrub_to_verify_bytes", "To verify in all.", pool.scrub.total_bytes),
         ("scrub_bad_blocks", "Blocks that are not what was written.", pool.scrub.bad_blocks),
+        ("scrub_rate_bytes", "Verified a second.", pool.scrub.rate_bytes_per_second),
+        ("scrub_run_seconds", "How long it runs, or ran.", pool.scrub.elapsed_seconds),
     ] {
         page.one(Gauge, name, help, value);
     }
+    scrub(page, &pool.scrub);
     for (name, help, value) in [
         ("log_batches_operations_total", "Batches written to the log.", count.log_batches),
         ("log_written_bytes_total", "Written to the log.", count.log_bytes),
@@ -156,19 +164,41 @@ fn pool(page: &mut Page, status: &ServerStatus) {
     }
 }
 
+fn scrub(page: &mut Page, scrub: &ScrubStatus) {
+    page.head("scrub_state_info", "gauge", "1 for the state that the scrub is in.");
+    for state in ScrubState::ALL {
+        let is_in = u64::from(scrub.state == state);
+        page.sample("scrub_state_info", &[("state", state.word())], is_in);
+    }
+    page.head("scrub_findings_count", "gauge", "What the scrub found, by what it costs.");
+    let counts = [("lost", scrub.lost), ("harmless", scrub.harmless), ("repaired", scrub.repaired)];
+    for (severity, count) in counts {
+        page.sample("scrub_findings_count", &[("severity", severity)], count);
+    }
+    if let Some(ended) = scrub.ended_at_seconds {
+        let help = "When the last scrub ended, in seconds since 1970.";
+        page.one(Gauge, "scrub_ended_time_seconds", help, ended);
+    }
+}
+
 fn disks(page: &mut Page, disks: &[DiskStatus]) {
     page.disks((Gauge, "disk_size_bytes", "Size."), disks, |d| d.size_bytes);
-    page.disks((Gauge, "disk_mapped_bytes", "What it holds."), disks, |d| d.mapped_bytes);
+    page.head("disk_mapped_bytes", "gauge", "What it holds, where that is known.");
+    for (disk, bytes) in disks.iter().filter_map(|disk| Some((disk, disk.mapped_bytes?))) {
+        page.sample("disk_mapped_bytes", &[("disk", &disk.name)], bytes);
+    }
     let help = "Acknowledged and not durable.";
     page.disks((Gauge, "disk_unflushed_bytes", help), disks, |d| d.loss.unflushed_bytes);
     type Field = fn(&DiskStatus) -> u64;
-    let counters: [(&str, &str, Field); 8] = [
+    let counters: [(&str, &str, Field); 10] = [
         ("disk_read_operations_total", "Reads answered.", |d| d.counters.read_operations),
         ("disk_read_bytes_total", "Read.", |d| d.counters.read_bytes),
         ("disk_write_operations_total", "Writes answered.", |d| d.counters.write_operations),
         ("disk_write_bytes_total", "Written.", |d| d.counters.write_bytes),
         ("disk_discard_operations_total", "Discards answered.", |d| d.counters.discard_operations),
-        ("disk_discard_bytes_total", "Discarded or zeroed.", |d| d.counters.discard_bytes),
+        ("disk_discard_bytes_total", "Discarded.", |d| d.counters.discard_bytes),
+        ("disk_zero_operations_total", "Zeroings answered.", |d| d.counters.zero_operations),
+        ("disk_zero_bytes_total", "Zeroed.", |d| d.counters.zero_bytes),
         ("disk_flush_operations_total", "Flushes answered.", |d| d.counters.flush_operations),
         ("disk_error_operations_total", "Ended with an error.", |d| d.counters.error_operations),
     ];

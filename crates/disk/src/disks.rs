@@ -15,6 +15,7 @@ use crate::loss::{FlushTimes, Inherited, Loss, Unflushed};
 use crate::operation::{OperationId, Queue};
 use crate::slots::Slots;
 use crate::staging::{Shortage, Work};
+use crate::usage::{Kind, Usage, Uses};
 use crate::{IoError, IoErrorKind, Volume};
 
 /// Bytes in a sector: the unit clients may use.
@@ -45,6 +46,8 @@ pub struct DiskCounters {
 pub(crate) enum Asked {
     Read {
         ticket: Ticket,
+        disk: DiskId,
+        since: Micros,
     },
     Status {
         ticket: Ticket,
@@ -119,6 +122,7 @@ pub struct Disks<V> {
     /// What a predecessor acknowledged, until it is durable.
     inherited: Option<Inherited>,
     pub(crate) counters: DiskCounters,
+    pub(crate) uses: Uses,
     #[cfg(test)]
     pub(crate) broken: Option<Broken>,
 }
@@ -152,6 +156,7 @@ impl<V: Volume> Disks<V> {
             loss_clock: None,
             inherited: None,
             counters: DiskCounters::default(),
+            uses: Uses::default(),
             #[cfg(test)]
             broken: None,
         };
@@ -181,6 +186,11 @@ impl<V: Volume> Disks<V> {
         self.counters
     }
 
+    /// What clients did to a disk since the start, and how long it took.
+    pub fn usage(&self, disk: DiskId) -> Usage {
+        self.uses.of(disk)
+    }
+
     /// What a loss of power would cost on a disk now.
     pub fn loss(&self, disk: DiskId) -> Loss {
         let Some(state) = self.states.get(&disk) else { return Loss::default() };
@@ -205,6 +215,19 @@ impl<V: Volume> Disks<V> {
 
     /// Writes bytes. The spans of an owned payload are taken unless the result is an error or busy.
     pub fn write(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskId,
+        offset: u64,
+        payload: &mut Payload<'_>,
+        fua: bool,
+    ) -> Submitted {
+        let submitted = self.write_bytes(ticket, disk, offset, payload, fua);
+        self.uses.submitted(ticket, (disk, Kind::Write), self.now, &submitted);
+        submitted
+    }
+
+    fn write_bytes(
         &mut self,
         ticket: Ticket,
         disk: DiskId,
@@ -244,20 +267,32 @@ impl<V: Volume> Disks<V> {
         keep_allocated: bool,
         fua: bool,
     ) -> Submitted {
-        let area = match self.check(disk, offset, bytes, Access::Write) {
-            Ok(area) => area.to_disk_end(),
-            Err(error) => return Submitted::Done(Err(error)),
+        let submitted = match self.check(disk, offset, bytes, Access::Write) {
+            Ok(area) => self.zero_area(ticket, disk, &area.to_disk_end(), keep_allocated, fua),
+            Err(error) => Submitted::Done(Err(error)),
         };
+        self.uses.submitted(ticket, (disk, Kind::Zero { bytes }), self.now, &submitted);
+        submitted
+    }
+
+    fn zero_area(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskId,
+        area: &Area,
+        keep_allocated: bool,
+        fua: bool,
+    ) -> Submitted {
         if area.is_whole() {
-            return self.fill(disk, ticket, &area, keep_allocated, fua);
+            return self.fill(disk, ticket, area, keep_allocated, fua);
         }
         let work = if area.blocks <= ZERO_BLOCKS_AS_BYTES_MAX {
-            self.stage(&area, &mut Payload::Copied(&[])).map(|spans| Work::write(&area, spans))
+            self.stage(area, &mut Payload::Copied(&[])).map(|spans| Work::write(area, spans))
         } else {
-            self.stage_edges(&area).map(|spans| Work::zero(&area, spans, keep_allocated))
+            self.stage_edges(area).map(|spans| Work::zero(area, spans, keep_allocated))
         };
         match work {
-            Ok(work) => self.enqueue(disk, ticket, &area, work, BLOCK_BYTES, fua),
+            Ok(work) => self.enqueue(disk, ticket, area, work, BLOCK_BYTES, fua),
             Err(shortage) => self.short(shortage),
         }
     }
@@ -275,10 +310,12 @@ impl<V: Volume> Disks<V> {
             Ok(area) => area.to_disk_end(),
             Err(error) => return Submitted::Done(Err(error)),
         };
-        match area.inner() {
+        let submitted = match area.inner() {
             Some(inner) => self.fill(disk, ticket, &inner, false, fua),
             None => Submitted::Done(Ok(())),
-        }
+        };
+        self.uses.submitted(ticket, (disk, Kind::Discard { bytes }), self.now, &submitted);
+        submitted
     }
 
     /// Reads bytes. The span covers the whole blocks around them: they start at `offset` modulo the
@@ -302,7 +339,7 @@ impl<V: Volume> Disks<V> {
             Err(error) => return Err((error, into)),
         };
         assert_eq!(u64::from(into.bytes()), area.blocks * BLOCK_BYTES, "the span holds the blocks");
-        let ticket = self.asked.insert(Asked::Read { ticket });
+        let ticket = self.asked.insert(Asked::Read { ticket, disk, since: self.now });
         self.volume.read(ticket, disk, area.first, into);
         Ok(())
     }
@@ -327,63 +364,13 @@ impl<V: Volume> Disks<V> {
         Ok(())
     }
 
-    /// FLUSH: what was replied before is durable, or, on an `ordered` disk, in order.
-    pub fn flush(&mut self, ticket: Ticket, disk: DiskId) -> Submitted {
-        if self.durability(disk) == Some(Durability::Ordered) {
-            self.order(disk);
-            return Submitted::Done(Ok(()));
-        }
-        self.persist(ticket, disk)
-    }
-
-    /// ORDER: no write that comes later survives without those replied before. The log sees to it.
-    pub fn order(&mut self, _disk: DiskId) {
-        self.counters.orders += 1;
-    }
-
-    /// What was replied before is durable, whatever the disk's mode. For the end of a session or of
-    /// the server, and before a fork leaves the host.
-    pub fn persist(&mut self, ticket: Ticket, disk: DiskId) -> Submitted {
-        if self.volume.disk(disk).is_none() {
-            return Submitted::Done(Err(no_such_disk(disk)));
-        }
-        let seq = self.state(disk).seq;
-        if seq <= self.volume.durable_through() || self.is_broken(Broken::FlushFromMemory) {
-            return Submitted::Done(Ok(()));
-        }
-        self.make_durable(ticket);
-        Submitted::Pending
-    }
-
-    /// All that was admitted so far, changes of the catalogue too, is durable;
-    /// [`DiskEvent::Done`] follows.
-    pub fn persist_all(&mut self, ticket: Ticket) {
-        self.make_durable(ticket);
-    }
-
-    /// Changes what FLUSH means on a disk. Requests that come later are served in the new mode; the
-    /// reply says that the change, and all that was replied before it, is durable.
-    pub fn set_durability(
-        &mut self,
-        ticket: Ticket,
-        disk: DiskId,
-        durability: Durability,
-    ) -> Submitted {
-        if self.volume.disk(disk).is_none() {
-            return Submitted::Done(Err(no_such_disk(disk)));
-        }
-        if let Err(error) = self.volume.set_durability(disk, durability) {
-            return Submitted::Done(Err(error.into()));
-        }
-        self.set_loss_clock();
-        self.flush_due = self.now;
-        self.make_durable(ticket);
-        Submitted::Pending
-    }
-
     /// The next thing the disks have to tell.
     pub fn next_event(&mut self) -> Option<DiskEvent> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        if let DiskEvent::Done { ticket, result } = &event {
+            self.uses.done(*ticket, self.now, result.is_ok());
+        }
+        Some(event)
     }
 
     /// Whole blocks of zeros or holes.
@@ -515,7 +502,7 @@ impl State {
     }
 }
 
-fn no_such_disk(disk: DiskId) -> IoError {
+pub(crate) fn no_such_disk(disk: DiskId) -> IoError {
     IoError::new(IoErrorKind::Invalid, format!("there is no disk {disk}"))
 }
 

@@ -3,8 +3,10 @@
 use bowline_store::{DiskId, Durability, Event, Extent, Micros, Refused, Seq, Ticket};
 
 use crate::broken::Broken;
+use crate::disks::no_such_disk;
 use crate::disks::{Asked, Held, State};
 use crate::event::{ByteExtent, DiskEvent, Submitted};
+use crate::usage::Kind;
 use crate::{Disks, IoError, Volume};
 
 /// Acknowledged writes of disks that are not `ordered` are flushed after this time.
@@ -37,6 +39,63 @@ impl<V: Volume> Disks<V> {
         moved | has_flushed | self.offer_room()
     }
 
+    /// FLUSH: what was replied before is durable, or, on an `ordered` disk, in order.
+    pub fn flush(&mut self, ticket: Ticket, disk: DiskId) -> Submitted {
+        let submitted = if self.durability(disk) == Some(Durability::Ordered) {
+            self.order(disk);
+            Submitted::Done(Ok(()))
+        } else {
+            self.persist(ticket, disk)
+        };
+        self.uses.submitted(ticket, (disk, Kind::Flush), self.now, &submitted);
+        submitted
+    }
+
+    /// ORDER: no write that comes later survives without those replied before. The log sees to it.
+    pub fn order(&mut self, _disk: DiskId) {
+        self.counters.orders += 1;
+    }
+
+    /// What was replied before is durable, whatever the disk's mode. For the end of a session or of
+    /// the server, and before a fork leaves the host.
+    pub fn persist(&mut self, ticket: Ticket, disk: DiskId) -> Submitted {
+        if self.volume.disk(disk).is_none() {
+            return Submitted::Done(Err(no_such_disk(disk)));
+        }
+        let seq = self.state(disk).seq;
+        if seq <= self.volume.durable_through() || self.is_broken(Broken::FlushFromMemory) {
+            return Submitted::Done(Ok(()));
+        }
+        self.make_durable(ticket);
+        Submitted::Pending
+    }
+
+    /// All that was admitted so far, changes of the catalogue too, is durable;
+    /// [`DiskEvent::Done`] follows.
+    pub fn persist_all(&mut self, ticket: Ticket) {
+        self.make_durable(ticket);
+    }
+
+    /// Changes what FLUSH means on a disk. Requests that come later are served in the new mode; the
+    /// reply says that the change, and all that was replied before it, is durable.
+    pub fn set_durability(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskId,
+        durability: Durability,
+    ) -> Submitted {
+        if self.volume.disk(disk).is_none() {
+            return Submitted::Done(Err(no_such_disk(disk)));
+        }
+        if let Err(error) = self.volume.set_durability(disk, durability) {
+            return Submitted::Done(Err(error.into()));
+        }
+        self.set_loss_clock();
+        self.flush_due = self.now;
+        self.make_durable(ticket);
+        Submitted::Pending
+    }
+
     /// When [`Disks::poll`] has something to do even if nothing comes from outside until then.
     pub fn wake_at(&self) -> Option<Micros> {
         let is_waiting = self.background_is_running || self.flush_due == Micros(u64::MAX);
@@ -49,7 +108,10 @@ impl<V: Volume> Disks<V> {
                 Asked::OldBlock { disk, operation, merge } => {
                     self.old_block(disk, operation, merge, span, result);
                 }
-                Asked::Read { ticket } => {
+                Asked::Read { ticket, disk, since } => {
+                    if result.is_ok() {
+                        self.uses.note(disk, Kind::Read, since, self.now);
+                    }
                     let result = result.map_err(IoError::from);
                     self.events.push_back(DiskEvent::Read { ticket, span, result });
                 }

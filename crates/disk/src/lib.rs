@@ -49,6 +49,7 @@ mod slots;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod volume;
 
 pub use bowline_store::LossLimits;
@@ -56,4 +57,5 @@ pub use disks::{DiskCounters, Disks, SECTOR_BYTES};
 pub use error::{IoError, IoErrorKind};
 pub use event::{ByteExtent, DiskEvent, Submitted};
 pub use loss::Loss;
+pub use usage::{Latencies, Usage};
 pub use volume::Volume;

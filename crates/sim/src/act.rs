@@ -20,6 +20,7 @@ const FULL_PERMILLE: u64 = 700;
 impl<S: Subject> Simulation<'_, S> {
     /// One operation.
     pub fn step(&mut self) -> Step<()> {
+        self.scrub_now_and_then()?;
         let op = self.workload.next_op(&self.model);
         match op {
             Op::Write { disk, lba, blocks, owned } => self.write(disk, lba, blocks, owned)?,
@@ -270,6 +271,7 @@ impl<S: Subject> Simulation<'_, S> {
         if let Some(rule) = self.host.device.borrow_mut().take_broken_rules().pop() {
             return Err(Violation(rule).into());
         }
+        self.hear_scrub()?;
         let durable = self.call(|subject| subject.durable_through())?;
         self.model.promise_sequence(durable);
         Ok(worked)

@@ -19,6 +19,7 @@ pub mod pool;
 mod recover;
 mod rng;
 mod run;
+mod scrub;
 mod seeds;
 mod stamp;
 mod subject;

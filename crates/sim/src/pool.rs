@@ -7,8 +7,8 @@ use std::rc::Rc;
 use bowline_arena::{Pages, SharedPages};
 use bowline_store::{
     ArenaRegion, BlockState, Broken, CreateOptions, Disk, DiskId, Durability, Event, Lba, Micros,
-    Payload, PoolId, PoolState, Provision, Refused, Store, StoreError, StoreOptions, Ticket,
-    create,
+    Payload, PoolId, PoolState, Provision, Refused, ScrubState, Store, StoreError, StoreOptions,
+    Ticket, create,
 };
 
 use crate::media::SimMedia;
@@ -28,6 +28,9 @@ pub const BROKEN: &[&str] = &[
     "ignore-arena",
     "skip-fence",
 ];
+
+/// One more, which only damage shows.
+pub const BROKEN_SCRUB: &str = "blind-scrub";
 
 const CONTROL_PAGES: u32 = 64;
 const EXTENTS_MAX: usize = 32;
@@ -65,6 +68,7 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("stale-image") => Broken::StaleImage,
         Some("publish-before-content") => Broken::PublishBeforeContent,
         Some("ignore-arena") => Broken::IgnoreArena,
+        Some("blind-scrub") => Broken::BlindScrub,
         _ => return Vec::new(),
     };
     vec![mode]
@@ -247,6 +251,22 @@ impl Subject for Pool {
 
     fn resume(&mut self) -> Result<(), String> {
         self.store.resume().map_err(|error| error.to_string())
+    }
+
+    fn start_scrub(&mut self) {
+        if self.store.scrub_news().0 != ScrubState::Running {
+            self.store.start_scrub(u64::MAX);
+        }
+    }
+
+    fn scrub_news(&self) -> (bool, u64) {
+        let (state, findings) = self.store.scrub_news();
+        (state == ScrubState::Running, findings)
+    }
+
+    fn scrub_findings(&self) -> Vec<(bool, String)> {
+        let found = self.store.scrub().findings.into_iter();
+        found.map(|one| (one.is_unreadable, format!("{one:?}"))).collect()
     }
 
     fn close(mut self) -> Result<(), String> {

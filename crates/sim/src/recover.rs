@@ -368,7 +368,9 @@ impl<S: Subject> Simulation<'_, S> {
         }
         let sound = self.subject.as_ref().map(Subject::health) == Some(Health::Good);
         if sound {
+            let findings = self.settled(Self::scrub_to_the_end)?;
             self.judge(self.model.promised(), self.model.top())?;
+            self.judge_scrub(findings)?;
             self.coverage.hit("damage without a trace, or noticed by reads");
             return Ok(());
         }

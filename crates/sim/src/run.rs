@@ -109,6 +109,8 @@ pub(crate) struct Simulation<'a, S: Subject> {
     pub disks_made: u32,
     /// The last change of the beginning.
     pub first_replied: u64,
+    pub operations_done: u64,
+    pub is_scrub_running: bool,
     pub buffer: Vec<u8>,
     next_ticket: u64,
     sink: Option<Sink<'a>>,
@@ -179,6 +181,8 @@ impl<'a, S: Subject> Simulation<'a, S> {
             room: false,
             disks_made: 0,
             first_replied: 0,
+            operations_done: 0,
+            is_scrub_running: false,
             buffer: Vec::new(),
             next_ticket: 0,
             sink,
@@ -320,7 +324,8 @@ fn draw_faults(random: &mut Random) -> Faults {
     if random.one_in(3) {
         faults.left = random.between(1, 6) as u32;
         match random.below(5) {
-            0 => faults.errors[crate::READ] = 8000,
+            // Scrubs take most of them.
+            0 => (faults.errors[crate::READ], faults.left) = (8000, faults.left * 8),
             1 => faults.errors[crate::WRITE] = 800,
             2 => faults.errors[crate::FLUSH] = 4000,
             3 => faults.short = 800,

@@ -44,7 +44,13 @@ pub const COVERED_WITH_FAULTS: &[&str] = &[
 ];
 
 /// What runs on a pool of slots, filled to the brim and damaged at the end must reach.
-pub const COVERED_BY_POOLS: &[&str] = &["no space", "blocks rotten", "damage noticed by reads"];
+pub const COVERED_BY_POOLS: &[&str] = &[
+    "no space",
+    "blocks rotten",
+    "damage noticed by reads",
+    "scrubs ended",
+    "damage found by a scrub before reads",
+];
 
 /// What came of many seeds.
 #[derive(Debug, Clone, Default)]

@@ -263,6 +263,19 @@ pub trait Subject: Sized {
     /// In words, if it still cannot.
     fn resume(&mut self) -> Result<(), String>;
 
+    /// Begins to verify everything on the medium, unless that is being done.
+    fn start_scrub(&mut self) {}
+
+    /// Whether a scrub runs, and how much it, or the last one, has found.
+    fn scrub_news(&self) -> (bool, u64) {
+        (false, 0)
+    }
+
+    /// What it has found: whether the medium could not read it, and in words.
+    fn scrub_findings(&self) -> Vec<(bool, String)> {
+        Vec::new()
+    }
+
     /// Stops cleanly.
     ///
     /// # Errors

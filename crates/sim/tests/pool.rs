@@ -1,7 +1,7 @@
 //! The real store under the simulator: sound seeds pass and reach what they are meant to reach, and
 //! every behaviour broken on purpose is found.
 
-use bowline_sim::pool::{BROKEN, Pool};
+use bowline_sim::pool::{BROKEN, BROKEN_SCRUB, Pool};
 use bowline_sim::{Coverage, Exploration, Options, explore, find, lie, run_seeds};
 
 fn verdict(seeds: std::ops::Range<u64>, options: &Options) {
@@ -29,6 +29,13 @@ fn every_broken_behaviour_is_found() {
         .filter(|broken| find::<Pool>(broken, 1..200, &options).is_none())
         .collect();
     assert_eq!(missed, [""; 0], "not found");
+}
+
+#[test]
+fn a_scrub_that_does_not_verify_is_found() {
+    let options = Options { faults: false, ..Options::default() };
+    let (_, violation) = find::<Pool>(BROKEN_SCRUB, 1..60, &options).unwrap();
+    assert!(violation.0.contains("a scrub found nothing"), "{violation:?}");
 }
 
 #[test]

@@ -273,6 +273,7 @@ impl<M: Media> Store<M> {
             return Step::Waits;
         }
         for (to, held) in job.moves.drain(..count) {
+            self.scrub.moved(job.victim, to.slot, held.len());
             self.segments.moved(&to, held, self.checkpoints_begun);
         }
         if !job.moves.is_empty() {

@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Run(SegmentKind, u32),
     /// Space of a slot that the log will come to.
     Prepare,
+    /// I/O of a scrub: a read (0), a write (1), a flush (2).
+    Scrub(u32),
     /// A flush for compaction.
     Compaction,
     /// A window of the slot that compaction empties.

@@ -24,6 +24,7 @@ mod read;
 mod recovery;
 mod repair;
 mod reserve;
+mod scrub;
 mod segments;
 mod staging;
 mod status;
@@ -47,6 +48,7 @@ pub use ids::{
 pub use media::{Completion, Io, IoId, Media, MediumError};
 pub use recovery::{CreateOptions, create, pool_header};
 pub use repair::repair;
+pub use scrub::{ScrubFinding, ScrubSeverity, ScrubState, ScrubStatus};
 pub use status::{Counters, PoolState, Space, Status};
 #[doc(hidden)]
 pub use store::Broken;

@@ -69,6 +69,7 @@ impl<M: Media> Store<M> {
         if !self.state.is_writing() {
             return Ok(());
         }
+        self.stop_scrub();
         while self.checkpoint.is_some() || self.compaction.is_running() {
             self.go_on()?;
         }

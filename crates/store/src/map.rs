@@ -166,7 +166,7 @@ impl Map {
         self.in_tree(lineage, lba).0
     }
 
-    fn pending(&self, lineage: LineageId, lba: Lba) -> Option<Entry> {
+    pub(crate) fn pending(&self, lineage: LineageId, lba: Lba) -> Option<Entry> {
         let newer = self.active.get(lineage, lba);
         newer.or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(lineage, lba)))
     }

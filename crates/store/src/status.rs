@@ -49,12 +49,17 @@ impl PoolState {
     pub fn remedy(&self) -> &'static str {
         match self {
             PoolState::Healthy => "nothing to do",
-            PoolState::Stopped(_) => "repair the medium, then run `bowline pool resume`",
+            PoolState::Stopped(_) => {
+                "mend the medium (space under a sparse pool, cable, device), then run \
+                 `bowline pool resume`; until then keep the host up and the arena where it is"
+            }
             PoolState::Damaged(_) => {
-                "run `bowline pool check` to see what is lost, then `bowline pool repair`"
+                "copy what you need; then `bowline stop`, `bowline pool check PATH` to see what is \
+                 lost, and `bowline pool repair PATH`"
             }
             PoolState::LostWrites(_) => {
-                "check the guests' file systems, then serve the pool once with `--accept-loss`"
+                "check the guests' file systems, then run `bowline pool resume --accept-loss`, or \
+                 serve the pool once with `--accept-loss`"
             }
         }
     }

@@ -27,6 +27,7 @@ use crate::map::Map;
 use crate::prepare::Prepared;
 use crate::read::Reads;
 use crate::reserve::Shape;
+use crate::scrub::Scrub;
 use crate::segments::Segments;
 use crate::status::{Counters, PoolState};
 use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
@@ -102,6 +103,8 @@ pub enum Broken {
     PublishBeforeContent,
     /// The arena of the dead process is ignored.
     IgnoreArena,
+    /// A scrub finds nothing wrong.
+    BlindScrub,
 }
 
 /// The arena's parts that a store uses.
@@ -166,6 +169,7 @@ pub struct Store<M> {
     pub(crate) shape: Shape,
     /// Free pages of memory that somebody waits for.
     pages_wanted: u32,
+    pub(crate) scrub: Scrub,
 }
 
 /// What recovery hands to a store.
@@ -232,6 +236,7 @@ impl<M: Media> Store<M> {
             frozen_pages: 0,
             shape: Shape::default(),
             pages_wanted: 0,
+            scrub: Scrub::default(),
         };
         store.shape_changed();
         store
@@ -282,6 +287,7 @@ impl<M: Media> Store<M> {
             moved |= self.step_checkpoint();
             moved |= self.step_compaction();
         }
+        moved |= self.step_scrub();
         self.tell_room();
         moved || self.in_flight.submitted != submitted
     }
@@ -342,6 +348,12 @@ impl<M: Media> Store<M> {
                 self.images_flushed(completion.result);
             }
             Purpose::CompactionRead(window) => self.victim_read(window, completion.result),
+            Purpose::Scrub(which) => {
+                if which == 2 {
+                    self.flush_came_back(&completion.result);
+                }
+                self.scrub_io_done(which, completion.result);
+            }
             Purpose::Run(kind, buffer) => self.run_done(kind, buffer, completion.result),
         }
     }

@@ -139,6 +139,11 @@ fn list(context: &Context) -> Result<Outcome, Problem> {
     Ok(Outcome::Well)
 }
 
+/// How much a disk holds, where that is known.
+fn mapped(disk: &DiskStatus) -> String {
+    disk.mapped_bytes.map_or_else(|| "-".into(), |bytes| Size(bytes).to_string())
+}
+
 /// The disks, one a line.
 pub fn table(disks: &[DiskStatus]) -> String {
     let row = |disk: &DiskStatus| {
@@ -149,7 +154,7 @@ pub fn table(disks: &[DiskStatus]) -> String {
         vec![
             disk.name.clone(),
             Size(disk.size_bytes).to_string(),
-            Size(disk.mapped_bytes).to_string(),
+            mapped(disk),
             durability,
             disk.connections.to_string(),
             disk.uris.first().cloned().unwrap_or_default(),
@@ -173,7 +178,7 @@ fn words(disk: &DiskStatus) -> String {
     let mut fields = vec![
         ("disk", disk.name.clone()),
         ("size", Size(disk.size_bytes).to_string()),
-        ("mapped", Size(disk.mapped_bytes).to_string()),
+        ("mapped", mapped(disk)),
         ("durability", word(disk.durability).into()),
         ("writes", if disk.read_only { "refused" } else { "taken" }.into()),
         ("clients", disk.connections.to_string()),
@@ -189,6 +194,7 @@ fn words(disk: &DiskStatus) -> String {
     fields.push(("reads", done(counters.read_operations, counters.read_bytes)));
     fields.push(("written", done(counters.write_operations, counters.write_bytes)));
     fields.push(("discards", done(counters.discard_operations, counters.discard_bytes)));
+    fields.push(("zeroings", done(counters.zero_operations, counters.zero_bytes)));
     fields.push(("flushes", counters.flush_operations.to_string()));
     fields.push(("errors", counters.error_operations.to_string()));
     for uri in &disk.uris {
@@ -221,10 +227,10 @@ impl Destroy {
         let path = path(&self.name)?;
         let disk: DiskStatus = context.client.get(&path)?;
         let what = format!(
-            "disk {} ({}, {} mapped, {} clients connected) and everything on it is destroyed",
+            "disk {} ({}, mapped: {}, {} clients connected) and everything on it is destroyed",
             disk.name,
             Size(disk.size_bytes),
-            Size(disk.mapped_bytes),
+            mapped(&disk),
             disk.connections
         );
         ask::typed(&what, &self.name, self.yes)?;

@@ -9,6 +9,7 @@ mod disk;
 mod manual;
 mod output;
 mod pool;
+mod scrub;
 mod serve;
 mod status;
 

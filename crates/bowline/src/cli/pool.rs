@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Context, Outcome, ask, output, usage};
+use super::{Context, Outcome, ask, output, scrub, usage};
 use crate::control::api::{
-    CheckReport, Finding, GrowPool, PoolState, PoolStatus, Problem, Resume, Scrub, ScrubAction,
-    ScrubState, ScrubStatus, Verdict,
+    CheckReport, Finding, GrowPool, PoolState, PoolStatus, Problem, Resume, Verdict,
 };
 use crate::control::client::Method;
 use crate::offline;
@@ -22,7 +21,7 @@ pub enum Pool {
     /// How the pool is and where its space went
     Status,
     /// Verify every block while the pool is in use
-    Scrub(ScrubArguments),
+    Scrub(scrub::Scrub),
     /// Use more space: what the file or device has now, or a new size for the file
     Grow(Grow),
     /// Write again after an error of the medium was dealt with
@@ -50,16 +49,6 @@ pub struct Create {
 pub struct Check {
     /// The file or device
     path: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct ScrubArguments {
-    /// What to do
-    #[arg(value_enum, default_value = "start")]
-    action: ScrubAction,
-    /// Bytes a second at most
-    #[arg(long, value_name = "SIZE")]
-    rate: Option<Size>,
 }
 
 #[derive(Debug, Args)]
@@ -96,15 +85,7 @@ impl Pool {
             Pool::Check(check) => return check.run(context),
             Pool::Repair(repair) => return repair.run(context),
             Pool::Status => client.get("/v1/pool")?,
-            Pool::Scrub(arguments) => {
-                let rate_bytes_per_second = arguments.rate.map(|rate| rate.0);
-                let order = Scrub { action: arguments.action, rate_bytes_per_second };
-                let status: PoolStatus = client.request(Method::Post, "/v1/pool/scrub", &order)?;
-                output::answer(context.json, status, |status| {
-                    format!("scrub: {}\n", scrub(&status.scrub))
-                })?;
-                return Ok(Outcome::Well);
-            }
+            Pool::Scrub(arguments) => return arguments.run(context),
             Pool::Grow(arguments) => {
                 let order = GrowPool { size_bytes: arguments.size.map(|size| size.0) };
                 client.request(Method::Post, "/v1/pool/grow", &order)?
@@ -140,46 +121,11 @@ pub fn words(pool: &PoolStatus) -> String {
         ("shared", Size(space.shared_bytes).to_string()),
         ("reclaimable", Size(space.reclaimable_bytes).to_string()),
         ("pending free", Size(space.pending_free_bytes).to_string()),
-        ("scrub", scrub(&pool.scrub)),
+        ("scrub", scrub::words(&pool.scrub)),
     ]);
+    text.push_str(&scrub::findings(&pool.scrub));
     text.push_str(&output::conditions(&pool.conditions));
     text
-}
-
-/// A scrub in words: what is done of what, how fast, and until when if that can be told.
-fn scrub(scrub: &ScrubStatus) -> String {
-    let state = match scrub.state {
-        ScrubState::Never => return "none since the server started".into(),
-        ScrubState::Running => "running",
-        ScrubState::Paused => "paused",
-        ScrubState::Cancelled => "stopped early",
-        ScrubState::Finished => "finished",
-    };
-    let mut text = format!(
-        "{state}, {} of {} ({}), {} bad blocks",
-        Size(scrub.done_bytes),
-        Size(scrub.total_bytes),
-        output::percent(scrub.done_bytes, scrub.total_bytes),
-        scrub.bad_blocks
-    );
-    if scrub.state == ScrubState::Running {
-        let left = scrub.total_bytes.saturating_sub(scrub.done_bytes);
-        let eta = match left.checked_div(scrub.rate_bytes_per_second) {
-            Some(seconds) => format!("about {}", coarse(seconds)),
-            None => "unknown".into(),
-        };
-        let rate = Size(scrub.rate_bytes_per_second);
-        text.push_str(&format!(", {rate}/s, time left: {eta}"));
-    }
-    text
-}
-
-fn coarse(seconds: u64) -> String {
-    match seconds {
-        0..=90 => format!("{seconds} s"),
-        91..=5400 => format!("{} min", seconds.div_ceil(60)),
-        _ => format!("{} h", seconds.div_ceil(3600)),
-    }
 }
 
 impl Create {

@@ -14,7 +14,8 @@ pub use disk::{
 };
 pub use pool::{
     Allocation, CheckReport, Finding, GrowPool, PoolCounters, PoolCreated, PoolState, PoolStatus,
-    Repair, RepairReport, Resume, Scrub, ScrubAction, ScrubState, ScrubStatus, Space, Verdict,
+    Repair, RepairReport, Resume, Scrub, ScrubAction, ScrubFinding, ScrubSeverity, ScrubState,
+    ScrubStatus, Space, Verdict,
 };
 pub use problem::{Condition, Kind, Problem};
 pub use server::{Export, Process, Processes, ServerStatus, Stopped, Takeover};

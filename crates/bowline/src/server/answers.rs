@@ -3,14 +3,15 @@
 //! What changes the catalogue is a record of the log: it is answered when that is durable, and the
 //! loop goes on meanwhile.
 
+use std::path::Path;
+
 use bowline_disk::IoError;
 use bowline_store::{Disk, DiskId, Durability, LossLimits, Provision, StoreError, Ticket};
 
-use super::command::{Command, Reply};
+use super::command::{Asker, Command, Commands, Reply};
 use super::data::Data;
 use crate::control::api::{
-    self, DiskChange, DiskCreate, DiskStatus, GrowPool, Kind, PoolStatus, Problem, Repair,
-    RepairReport, Resume,
+    self, DiskChange, DiskCreate, DiskStatus, GrowPool, Kind, PoolStatus, Problem, Repair, Resume,
 };
 use crate::control::service::no_disk;
 
@@ -25,11 +26,14 @@ pub(super) enum Pending {
 }
 
 impl Data {
-    pub(super) fn answer(&mut self, command: Command) {
+    pub(super) fn answer(&mut self, command: Command, commands: &Commands) {
         match command {
             Command::Status(reply) => reply.send(Ok(self.server_status())),
-            Command::Scrub(_, reply) => reply.send(Err(not_yet("a scrub"))),
-            Command::Grow(order, reply) => match self.grow(order) {
+            Command::Scrub(order, reply) => reply.send(self.order_scrub(order)),
+            Command::Grow(GrowPool { size_bytes: Some(bytes) }, reply) => {
+                self.enlarge_elsewhere(bytes, reply, commands.asker());
+            }
+            Command::Grow(GrowPool { size_bytes: None }, reply) => match self.grow() {
                 Ok(()) => self.persist(Pending::Pool(reply)),
                 Err(problem) => reply.send(Err(problem)),
             },
@@ -38,7 +42,7 @@ impl Data {
                 Ok(Some(status)) => reply.send(Ok(status)),
                 Err(problem) => reply.send(Err(problem)),
             },
-            Command::Repair(order, reply) => reply.send(self.repair(order)),
+            Command::Repair(order, reply) => reply.send(Err(self.repair(order))),
             Command::CreateDisk(order, reply) => {
                 let made = self.create_disk(&order);
                 self.when_durable(made, reply);
@@ -151,29 +155,26 @@ impl Data {
         }
     }
 
-    /// Uses what the file or device has, after making the file as large as it is to be.
-    fn grow(&mut self, order: GrowPool) -> Result<(), Problem> {
-        let path = &self.config.pool;
-        let failed = |error: &dyn std::fmt::Display| {
-            Problem::new(Kind::Failed, format!("cannot grow {}", path.display()))
-                .why(error.to_string())
+    /// Makes the pool's file larger, and durably so before the log says that it is. That waits for
+    /// the file system, so another thread does it, and asks for the growth when it is done.
+    fn enlarge_elsewhere(&self, bytes: u64, reply: Reply<PoolStatus>, asker: Asker) {
+        let path = self.config.pool.clone();
+        let enlarge = move || match enlarge(&path, bytes) {
+            Ok(()) => {
+                // If nobody takes it any more, whoever asked is told that the server stops.
+                asker.post(Command::Grow(GrowPool { size_bytes: None }, reply));
+            }
+            Err(problem) => reply.send(Err(problem)),
         };
-        if let Some(bytes) = order.size_bytes {
-            let file = std::fs::File::options().write(true).open(path).map_err(|e| failed(&e))?;
-            let now = file.metadata().map_err(|error| failed(&error))?;
-            if !now.is_file() {
-                let what = "a device is used as large as it is";
-                return Err(Problem::new(Kind::Usage, what).next("leave --size out"));
-            }
-            if bytes <= now.len() {
-                let what = format!("{} has {} bytes already", path.display(), now.len());
-                return Err(Problem::new(Kind::Usage, what));
-            }
-            let grown = file.set_len(bytes).and_then(|()| file.sync_all());
-            grown.map_err(|error| failed(&error))?;
+        if let Err(error) = std::thread::Builder::new().name("enlarge".into()).spawn(enlarge) {
+            tracing::warn!(%error, "no thread to enlarge the pool's file");
         }
+    }
+
+    /// Uses what the file or device has.
+    fn grow(&mut self) -> Result<(), Problem> {
         let grown = self.disks.store_mut().grow();
-        grown.map(|_| ()).map_err(|error| failed(&error))
+        grown.map(|_| ()).map_err(|error| cannot_grow(&self.config.pool, &error))
     }
 
     /// Writes again; none if the pool has to be opened anew for that. The store waits for the
@@ -197,12 +198,34 @@ impl Data {
         }
     }
 
-    fn repair(&mut self, _order: Repair) -> Result<RepairReport, Problem> {
-        match self.pool_status().state {
-            api::PoolState::Well | api::PoolState::Degraded => Ok(RepairReport::default()),
-            _ => Err(not_yet("a repair")),
-        }
+    /// Never: a repair decides what is given up, and nobody may write or read meanwhile.
+    fn repair(&self, order: Repair) -> Problem {
+        let path = self.config.pool.display();
+        let yes = if order.apply { " --yes" } else { "" };
+        Problem::new(Kind::Busy, format!("{path} cannot be repaired while it is served"))
+            .why("a repair needs the pool for itself")
+            .next(format!("bowline stop, then bowline pool repair {path}{yes}"))
     }
+}
+
+/// Makes a pool's file larger.
+fn enlarge(path: &Path, bytes: u64) -> Result<(), Problem> {
+    let failed = |error: std::io::Error| cannot_grow(path, &error);
+    let file = std::fs::File::options().write(true).open(path).map_err(failed)?;
+    let now = file.metadata().map_err(failed)?;
+    if !now.is_file() {
+        let what = "a device is used as large as it is";
+        return Err(Problem::new(Kind::Usage, what).next("leave --size out"));
+    }
+    if bytes <= now.len() {
+        let what = format!("{} has {} bytes already", path.display(), now.len());
+        return Err(Problem::new(Kind::Usage, what));
+    }
+    file.set_len(bytes).and_then(|()| file.sync_all()).map_err(failed)
+}
+
+fn cannot_grow(path: &Path, error: &dyn std::fmt::Display) -> Problem {
+    Problem::new(Kind::Failed, format!("cannot grow {}", path.display())).why(error.to_string())
 }
 
 fn refused(what: &str, error: &StoreError) -> Problem {
@@ -220,10 +243,6 @@ fn no_reservation(provision: api::Provision) -> Problem {
     Problem::new(Kind::Usage, what)
         .why("no space can be set aside for one disk yet: what one does not use, another may take")
         .next("leave it out: the disk takes space as it is written")
-}
-
-fn not_yet(what: &str) -> Problem {
-    Problem::new(Kind::Failed, format!("{what} is not known to this version"))
 }
 
 fn durability(word: api::Durability) -> Durability {

@@ -54,10 +54,16 @@ pub enum Command {
 /// The data thread's end.
 pub struct Commands {
     queue: mpsc::Receiver<Command>,
+    own: mpsc::Sender<Command>,
     bell: Arc<OwnedFd>,
 }
 
 impl Commands {
+    /// The other end, for work that was given to another thread and comes back as a command.
+    pub fn asker(&self) -> Asker {
+        Asker { queue: self.own.clone(), bell: self.bell.clone() }
+    }
+
     /// The next command, if one waits. After the last one the bell is quiet until the next.
     pub fn next(&self) -> Option<Command> {
         if let Ok(command) = self.queue.try_recv() {
@@ -85,6 +91,13 @@ pub struct Asker {
 }
 
 impl Asker {
+    /// Hands a command over. False if the data thread has ended: the command is gone then, and
+    /// its asker told so.
+    pub fn post(&self, command: Command) -> bool {
+        self.queue.send(command).is_ok()
+            && rustix::io::write(&*self.bell, &1u64.to_ne_bytes()).is_ok()
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors
@@ -92,9 +105,9 @@ impl Asker {
     pub async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Problem> {
         let gone = || Problem::new(Kind::Failed, "the server is stopping");
         let (sender, receiver) = oneshot::channel();
-        self.queue.send(command(Reply(sender))).map_err(|_| gone())?;
-        rustix::io::write(&*self.bell, &1u64.to_ne_bytes())
-            .map_err(|error| Problem::new(Kind::Failed, "eventfd failed").why(error.to_string()))?;
+        if !self.post(command(Reply(sender))) {
+            return Err(gone());
+        }
         receiver.await.unwrap_or_else(|_| Err(gone()))
     }
 }
@@ -108,5 +121,6 @@ pub fn channel() -> Result<(Asker, Commands), Problem> {
         .map_err(|error| Problem::new(Kind::Failed, "no eventfd").why(error.to_string()))?;
     let bell = Arc::new(bell);
     let (sender, queue) = mpsc::channel();
-    Ok((Asker { queue: sender, bell: bell.clone() }, Commands { queue, bell }))
+    let own = sender.clone();
+    Ok((Asker { queue: sender, bell: bell.clone() }, Commands { queue, own, bell }))
 }

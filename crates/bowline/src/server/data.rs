@@ -29,6 +29,7 @@ use super::listen::Listener;
 use super::open::{Opened, ServerStore};
 use super::poll_sockets::PollSockets;
 use super::ring_sockets::RingSockets;
+use super::scrub::ScrubNews;
 use super::sockets::{Closed, Happening, Sockets};
 use super::spin::Spin;
 use crate::control::api::{Condition, PoolStatus, Problem};
@@ -101,6 +102,7 @@ pub struct Data {
     pub(super) pending: BTreeMap<Ticket, Pending>,
     pub(super) tickets: u64,
     pub(super) turns: Turns,
+    pub(super) scrub: ScrubNews,
     pub(super) medium_name: &'static str,
     pub(super) started: Instant,
     /// By the slots of sessions.
@@ -148,6 +150,7 @@ impl Data {
             pending: BTreeMap::new(),
             tickets: 0,
             turns: Turns::default(),
+            scrub: ScrubNews::default(),
             medium_name,
             started: Instant::now(),
             open: Vec::new(),
@@ -215,6 +218,7 @@ impl Data {
         }
         self.nbd.poll(&mut self.disks, self.now);
         self.act();
+        self.watch_scrub();
         (was_active, is_moving)
     }
 
@@ -228,7 +232,7 @@ impl Data {
             Happening::Waiting { listener } => self.accept(listener),
             Happening::Bell => {
                 while let Some(command) = commands.next() {
-                    self.answer(command);
+                    self.answer(command, commands);
                 }
                 self.sockets.watch_bell(commands.as_fd());
             }

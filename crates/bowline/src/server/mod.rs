@@ -13,6 +13,7 @@ mod open;
 mod poll_sockets;
 pub mod pool;
 mod ring_sockets;
+mod scrub;
 mod sockets;
 mod spin;
 mod status;

@@ -1,13 +1,15 @@
 //! How everything is, from the live store, disks and sessions.
 
+use bowline_disk::{Latencies, Usage};
 use bowline_export::Counters;
 use bowline_store::{Disk, DiskId, Durability, PoolState as StoreState, Provision};
 
 use super::data::Data;
 use crate::control::api::{
-    self, Allocation, Condition, DiskCounters, DiskStatus, Export, Loss, PoolCounters, PoolState,
-    PoolStatus, Process, Processes, ScrubStatus, ServerStatus, Space, Takeover,
+    self, Allocation, Condition, DiskCounters, DiskStatus, Export, Latency, Loss, PoolCounters,
+    PoolState, PoolStatus, Process, Processes, ServerStatus, Space, Takeover,
 };
+use crate::size::Size;
 
 /// From here on a pool is called nearly full.
 const FULL_PERCENT: u64 = 85;
@@ -73,9 +75,14 @@ impl Data {
             conditions.push(unmovable(status.unmovable_slots));
             state = if state == PoolState::Well { PoolState::Degraded } else { state };
         }
+        let scrub = self.disks.store().scrub();
+        if scrub.findings_total() > 0 {
+            conditions.push(scrub_findings(&scrub));
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
         let limit = space.limit_bytes;
         if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
-            conditions.push(space_low());
+            conditions.push(space_low(space.mapped_bytes, limit));
             state = if state == PoolState::Well { PoolState::Degraded } else { state };
         }
         PoolStatus {
@@ -96,7 +103,7 @@ impl Data {
             epoch: status.epoch,
             sequence_admitted: store.admitted_through().0,
             sequence_durable: store.durable_through().0,
-            scrub: ScrubStatus::default(),
+            scrub: self.scrub_status(),
             counters: PoolCounters {
                 log_batches: count.batches,
                 log_bytes: count.log_bytes,
@@ -122,7 +129,7 @@ impl Data {
             name: disk.name.clone(),
             id: disk.id.0,
             size_bytes: disk.bytes,
-            mapped_bytes: 0,
+            mapped_bytes: None,
             durability: match disk.durability {
                 Durability::Strict => api::Durability::Strict,
                 Durability::Hinted => api::Durability::Hinted,
@@ -143,21 +150,36 @@ impl Data {
                 max_loss_ms: limits.loss_ms_max,
                 max_loss_bytes: limits.loss_bytes_max,
             },
-            counters: counters(&self.nbd.disk_counters(disk.id)),
+            counters: counters(&self.nbd.disk_counters(disk.id), &self.disks.usage(disk.id)),
         }
     }
 }
 
-fn counters(count: &Counters) -> DiskCounters {
+fn counters(count: &Counters, usage: &Usage) -> DiskCounters {
     DiskCounters {
         read_operations: count.reads,
         read_bytes: count.read_bytes,
         write_operations: count.writes,
         write_bytes: count.write_bytes,
-        discard_operations: count.trims + count.zeroes,
+        discard_operations: count.trims,
+        discard_bytes: usage.discarded_bytes,
+        zero_operations: count.zeroes,
+        zero_bytes: usage.zeroed_bytes,
         flush_operations: count.flushes,
         error_operations: count.errors,
-        ..DiskCounters::default()
+        read_latency: latency(&usage.reads),
+        write_latency: latency(&usage.writes),
+        flush_latency: latency(&usage.flushes),
+    }
+}
+
+/// As a document has it: classes up to the last that is not empty.
+fn latency(latencies: &Latencies) -> Latency {
+    let used = latencies.below_power_of_two.iter().rposition(|count| *count > 0);
+    let used = used.map_or(0, |last| last + 1);
+    Latency {
+        below_power_of_two_us: latencies.below_power_of_two.iter().take(used).copied().collect(),
+        sum_us: latencies.sum_micros,
     }
 }
 
@@ -186,12 +208,15 @@ fn condition(name: &str, meaning: String, doing: &str, remedy: &str) -> Conditio
 
 fn stopped(cause: &str, remedy: &str) -> Condition {
     let meaning = format!("writes are refused, guests get errors: {cause}");
-    condition("stopped", meaning, "reads go on; acknowledged data stays in memory", remedy)
+    let doing = "reads go on; what was acknowledged and is not flushed stays in the arena, and is \
+                 written again by `bowline pool resume` or the next start";
+    condition("stopped", meaning, doing, remedy)
 }
 
 fn damaged(cause: &str, remedy: &str) -> Condition {
     let meaning = format!("writes are refused, some data may be missing: {cause}");
-    condition("damaged", meaning, "reads go on, each verified; nothing is cut off", remedy)
+    let doing = "reads go on, each verified; nothing is written, and nothing cut off";
+    condition("damaged", meaning, doing, remedy)
 }
 
 fn lost_writes(cause: &str, remedy: &str) -> Condition {
@@ -204,13 +229,73 @@ fn unmovable(slots: usize) -> Condition {
         format!("{slots} slots hold a block that cannot be read or is not what was written");
     let doing =
         "reads of such blocks fail; compaction leaves their slots alone and goes on elsewhere";
-    let remedy = "write or discard the blocks that `bowline pool check` lists, or run `bowline pool \
-                  repair`; replace the medium if there are more and more";
+    let remedy = "run `bowline pool scrub`, which names the blocks; write or discard them, or stop \
+                  the server and run `bowline pool repair`; replace the medium if there are more \
+                  and more";
     condition("slots-unmovable", meaning, doing, remedy)
 }
 
-fn space_low() -> Condition {
-    let meaning = format!("{FULL_PERCENT} % of what the pool can hold is taken");
+fn space_low(mapped_bytes: u64, limit_bytes: u64) -> Condition {
+    let (mapped, limit) = (Size(mapped_bytes), Size(limit_bytes));
+    let meaning = format!(
+        "{mapped} of the {limit} that the pool can hold are taken: at the limit guests' writes fail"
+    );
     let doing = "dead space is compacted; writes are taken until live data is at the limit";
-    condition("space-low", meaning, doing, "discard data, destroy disks, or grow the pool")
+    let remedy = "discard data in the guests, destroy disks, or `bowline pool grow`";
+    condition("space-low", meaning, doing, remedy)
+}
+
+fn scrub_findings(scrub: &bowline_store::ScrubStatus) -> Condition {
+    let (total, lost) = (scrub.findings_total(), scrub.lost);
+    if lost > 0 {
+        let meaning = format!("{lost} places with data of disks are not what was written");
+        let doing = "reads of them fail, and never give wrong data; everything else is served";
+        let remedy = "see what and where under scrub; restore it from a copy, then scrub again";
+        return condition("data-damaged", meaning, doing, remedy);
+    }
+    let meaning = format!("the medium changed bytes in {total} places; no data is lost by it");
+    let doing = "what has a second copy was written again, the rest goes when slots are emptied";
+    let remedy = "find out why (cable, memory, device), then scrub again: that takes this away";
+    condition("medium-changed-bytes", meaning, doing, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever reads a condition learns what it means, what goes on, and what is his to do.
+    #[test]
+    fn every_condition_says_what_to_do() {
+        let states = [
+            StoreState::Stopped("why".into()),
+            StoreState::Damaged("why".into()),
+            StoreState::LostWrites("why".into()),
+        ];
+        let [stop, damage, loss] = states.map(|state| state.remedy());
+        let mut scrub = bowline_store::ScrubStatus { harmless: 2, ..Default::default() };
+        let harmless = scrub_findings(&scrub);
+        scrub.lost = 3;
+        let conditions = [
+            stopped("why", stop),
+            damaged("why", damage),
+            lost_writes("why", loss),
+            unmovable(2),
+            space_low(9 << 30, 10 << 30),
+            harmless,
+            scrub_findings(&scrub),
+        ];
+        let mut names: Vec<&str> = conditions.iter().map(|one| one.name.as_str()).collect();
+        names.dedup();
+        assert_eq!(names.len(), conditions.len());
+        for one in &conditions {
+            for words in [&one.meaning, &one.doing, &one.remedy] {
+                assert!(!words.is_empty() && !words.contains("  "), "{one:?}");
+            }
+        }
+        for (condition, command) in conditions.iter().zip(["pool resume", "pool check", "--accept"])
+        {
+            assert!(condition.remedy.contains(command), "{condition:?}");
+            assert!(condition.meaning.contains("why"), "{condition:?}");
+        }
+    }
 }

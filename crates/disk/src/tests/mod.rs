@@ -5,6 +5,7 @@ mod history;
 mod model;
 mod overlap;
 mod requests;
+mod usage;
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -42,7 +42,8 @@ impl<M: Media> Store<M> {
         let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
         let is_idle = unproven && self.log.open().is_none() && self.state.is_writing();
         let is_idle = is_idle && self.may_prove();
-        is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1))
+        let idle_at = is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1));
+        [idle_at, self.scrub.wake_at()].into_iter().flatten().min()
     }
 
     /// The medium was flushed for another reason: that makes the log durable too.
@@ -51,6 +52,11 @@ impl<M: Media> Store<M> {
         self.log.flushed(covered);
         self.room_made = true;
         self.answer_waiters();
+    }
+
+    /// Whether batches of the log are on their way.
+    pub(crate) fn is_writing_log(&self) -> bool {
+        self.flow.batches() > 0
     }
 
     /// What is on the medium proves that everything up to `number` is durable.

@@ -290,6 +290,8 @@ impl<M: Media> Store<M> {
         self.segments.close_slot(old, self.checkpoints_begun);
         self.segments.add_whole(segment, SegmentKind::Log, slot);
         self.log.begin_segment(segment, slot, successor, last);
+        let (before, number, _) = self.log.segment.before;
+        self.scrub.segment_begins(segment, (before, number));
         self.count_flushes_anew();
         self.counters.segments += 1;
     }

@@ -8,6 +8,8 @@ mod maintenance;
 mod recoveries;
 mod regions;
 mod repairs;
+mod scrubs;
+mod space;
 mod targets;
 mod versions;
 mod world;

@@ -99,10 +99,16 @@ pub struct DiskCounters {
     pub write_operations: u64,
     /// Bytes written.
     pub write_bytes: u64,
-    /// Discards and write-zeroes answered.
+    /// Discards answered.
     pub discard_operations: u64,
-    /// Bytes discarded or zeroed.
+    /// Bytes discarded.
     pub discard_bytes: u64,
+    /// Requests answered that zeroed without sending zeros.
+    #[serde(default)]
+    pub zero_operations: u64,
+    /// Bytes zeroed by them.
+    #[serde(default)]
+    pub zero_bytes: u64,
     /// Flushes answered.
     pub flush_operations: u64,
     /// Requests that ended with an error.
@@ -124,8 +130,8 @@ pub struct DiskStatus {
     pub id: u32,
     /// Its size.
     pub size_bytes: u64,
-    /// How much of it holds data.
-    pub mapped_bytes: u64,
+    /// How much of it holds data; `None` where that is not known.
+    pub mapped_bytes: Option<u64>,
     /// What FLUSH means.
     pub durability: Durability,
     /// When its space is taken.

@@ -126,8 +126,72 @@ pub enum ScrubState {
     Finished,
 }
 
-/// How far a scrub is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+impl ScrubState {
+    /// The word for it, as in JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            ScrubState::Never => "never",
+            ScrubState::Running => "running",
+            ScrubState::Paused => "paused",
+            ScrubState::Cancelled => "cancelled",
+            ScrubState::Finished => "finished",
+        }
+    }
+
+    /// Every state there is.
+    pub const ALL: [ScrubState; 5] = [
+        ScrubState::Never,
+        ScrubState::Running,
+        ScrubState::Paused,
+        ScrubState::Cancelled,
+        ScrubState::Finished,
+    ];
+}
+
+/// What a finding of a scrub costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubSeverity {
+    /// It has been written again from what is sound, or will be by a checkpoint that was asked for.
+    Repaired,
+    /// No disk needs what is damaged.
+    Harmless,
+    /// Data of a disk cannot be read.
+    Lost,
+}
+
+impl ScrubSeverity {
+    /// The word for it, as in JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            ScrubSeverity::Repaired => "repaired",
+            ScrubSeverity::Harmless => "harmless",
+            ScrubSeverity::Lost => "lost",
+        }
+    }
+}
+
+/// Something that a scrub found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubFinding {
+    /// What it costs.
+    pub severity: ScrubSeverity,
+    /// The disk it belongs to, if one is known.
+    pub disk: Option<String>,
+    /// Where on that disk, in bytes.
+    pub offset_bytes: Option<u64>,
+    /// Where on the medium.
+    pub place: String,
+    /// What is wrong there.
+    pub what: String,
+    /// What is to be done.
+    pub remedy: String,
+}
+
+/// How far a scrub is, or how the last one ended. Not remembered when the server stops.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubStatus {
     /// Whether it runs.
     pub state: ScrubState,
@@ -137,8 +201,32 @@ pub struct ScrubStatus {
     pub total_bytes: u64,
     /// Bytes verified a second, over the last minute.
     pub rate_bytes_per_second: u64,
-    /// Blocks that are not what was written.
+    /// Places that do not hold what was written, of whatever severity.
     pub bad_blocks: u64,
+    /// Bytes a second at most; a quarter of it while clients are at work.
+    #[serde(default)]
+    pub rate_max_bytes_per_second: u64,
+    /// When it began, in seconds since 1970.
+    #[serde(default)]
+    pub begun_at_seconds: Option<u64>,
+    /// When it ended.
+    #[serde(default)]
+    pub ended_at_seconds: Option<u64>,
+    /// How long it ran, pauses included.
+    #[serde(default)]
+    pub elapsed_seconds: u64,
+    /// Findings that cost data.
+    #[serde(default)]
+    pub lost: u64,
+    /// Findings that cost nothing.
+    #[serde(default)]
+    pub harmless: u64,
+    /// Findings that were put right.
+    #[serde(default)]
+    pub repaired: u64,
+    /// The first hundred findings.
+    #[serde(default)]
+    pub findings: Vec<ScrubFinding>,
 }
 
 /// A pool as it is.

@@ -1,0 +1,117 @@
+//! The blob of the last checkpoint. A checkpoint that ends meanwhile makes another one, and that is
+//! looked at then.
+
+use super::window::Found;
+use super::{Job, Next, ScrubFinding, ScrubSeverity};
+use crate::Media;
+use crate::format::{SegmentKind, checksum};
+use crate::store::Store;
+
+/// How far the blob is read.
+#[derive(Default)]
+pub(super) struct Walk {
+    generation: u64,
+    extent: usize,
+    /// Blocks of the extent that have been read.
+    done: u32,
+    sum: u64,
+    is_header_done: bool,
+    is_unreadable: bool,
+}
+
+impl<M: Media> Store<M> {
+    pub(super) fn step_blob_scrub(&mut self, job: &mut Job) -> Next {
+        if job.blob.generation != self.root.generation {
+            job.blob =
+                Walk { generation: self.root.generation, sum: self.header.salt, ..Walk::default() };
+            job.is_second = false;
+        }
+        let Some(extent) = self.root.blob.get(job.blob.extent).copied() else {
+            return self.judge_blob(job);
+        };
+        if !job.blob.is_header_done {
+            let found = match self.header_in_window(extent.slot) {
+                Ok(found) => found,
+                Err(run) => return Next::Read(run),
+            };
+            job.blob.is_header_done = true;
+            match found.filter(|found| found.kind == SegmentKind::Blob) {
+                Some(_) => self.scrub_verified(1),
+                None => self.bad_blob_header(extent.slot),
+            }
+        }
+        if job.blob.done >= extent.blocks {
+            job.blob.extent += 1;
+            let next = self.root.blob.get(job.blob.extent);
+            job.blob.is_header_done = next.is_some_and(|next| next.slot == extent.slot);
+            job.blob.done = 0;
+            return Next::Again;
+        }
+        let (first, left) = (extent.block + job.blob.done, extent.blocks - job.blob.done);
+        let held = self.held_from(extent.slot, first).min(left);
+        if held == 0 {
+            let blocks = left.min(self.scrub.window.room()).min(job.pace.blocks());
+            return Next::Read(self.slot_run(extent.slot, first, blocks));
+        }
+        for block in first..first + held {
+            let at = self.header.block_at(extent.slot, block);
+            match self.scrub.window.block(&self.memory, at) {
+                Found::Bytes(bytes) => job.blob.sum = checksum(job.blob.sum, bytes),
+                Found::Unreadable => job.blob.is_unreadable = true,
+            }
+        }
+        job.blob.done += held;
+        Next::Again
+    }
+
+    fn judge_blob(&mut self, job: &mut Job) -> Next {
+        let blocks: u32 = self.root.blob.iter().map(|extent| extent.blocks).sum();
+        let is_unreadable = job.blob.is_unreadable;
+        if !is_unreadable && job.blob.sum == self.root.blob_checksum {
+            self.scrub_verified(blocks.into());
+            return Next::Done;
+        }
+        if !job.is_second {
+            job.blob = Walk::default();
+            job.blob.generation = self.root.generation;
+            job.blob.sum = self.header.salt;
+            job.is_second = true;
+            self.clear_window();
+            return Next::Again;
+        }
+        let (severity, remedy) = if self.state.is_writing() {
+            self.want_checkpoint();
+            (ScrubSeverity::Repaired, "a checkpoint was asked for, which writes it anew elsewhere")
+        } else {
+            let remedy = "the pool will not open again: copy the disks while it is served";
+            (ScrubSeverity::Lost, remedy)
+        };
+        let extent = self.root.blob.first().copied();
+        self.found(ScrubFinding {
+            severity,
+            is_unreadable,
+            disk: None,
+            lba: None,
+            segment: None,
+            slot: extent.map(|extent| extent.slot),
+            block: extent.map_or(0, |extent| extent.block.into()),
+            what: format!("the tables of the last checkpoint, {blocks} blocks, do not verify"),
+            remedy: remedy.into(),
+        });
+        Next::Done
+    }
+
+    fn bad_blob_header(&mut self, slot: crate::SlotId) {
+        self.found(ScrubFinding {
+            severity: ScrubSeverity::Harmless,
+            is_unreadable: false,
+            disk: None,
+            lba: None,
+            segment: None,
+            slot: Some(slot),
+            block: 0,
+            what: "the header of the slot of the checkpoint does not verify".into(),
+            remedy: "no read needs it, and it goes with a later checkpoint".into(),
+        });
+    }
+}

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use bowline_arena::{Memory, Part, Span};
 
 use crate::format::{FANOUT, LineageRecord, PageRef, block_checksum, span_of_level};
-use crate::tables::{Deltas, Entry, Frames, Ranges, State, leaf_of, newest};
+use crate::tables::{Deltas, Entry, FrameId, Frames, Ranges, State, leaf_of, newest};
 use crate::{Lba, LineageId, MediumError, SegmentId, SlotId};
 
 /// Runs of at most so many blocks are noted block by block.
@@ -171,21 +171,63 @@ impl Map {
         newer.or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(lineage, lba)))
     }
 
-    /// What the tree says of a block, and for how many blocks from it on it says so in one entry.
-    fn in_tree(&mut self, lineage: LineageId, lba: Lba) -> (Lookup, u64) {
+    /// What the map says of the blocks from `lba` on, up to `limit` or the end of a leaf. A leaf
+    /// without pending changes is looked for once, not once for each block.
+    pub(crate) fn leaf_run(
+        &mut self,
+        lineage: LineageId,
+        lba: Lba,
+        limit: u64,
+        into: &mut Vec<Entry>,
+    ) -> Result<u64, Lookup> {
+        let leaf = leaf_of(lba);
+        let limit = limit.min((leaf + 1) * FANOUT - lba.0);
+        if self.touches(lineage, leaf) {
+            for done in 0..limit {
+                match self.lookup(lineage, Lba(lba.0 + done)) {
+                    Lookup::Found(entry) => into.push(entry),
+                    other if done == 0 => return Err(other),
+                    _ => return Ok(done),
+                }
+            }
+            return Ok(limit);
+        }
+        let (found, run, frame) = self.in_tree(lineage, lba);
+        let Lookup::Found(entry) = found else { return Err(found) };
+        let run = run.min(limit);
+        into.extend(std::iter::repeat_n(entry, run as usize));
+        let Some(frame) = frame else { return Ok(run) };
+        let before = into.len();
+        let page = PageRef(self.frames.bytes(frame));
+        let first = lba.0 % FANOUT;
+        let rest = (first + run..first + limit).map(|index| page.entry(index as usize));
+        // What is none of a block's states is looked up by itself, and told.
+        into.extend(rest.take_while(|entry| entry.state().is_some_and(|is| is != State::Page)));
+        Ok(run + (into.len() - before) as u64)
+    }
+
+    fn touches(&self, lineage: LineageId, leaf: u64) -> bool {
+        self.active.touches_leaf(lineage, leaf)
+            || self.frozen.as_ref().is_some_and(|frozen| frozen.touches_leaf(lineage, leaf))
+    }
+
+    /// What the tree says of a block, for how many blocks from it on it says so in one entry, and the
+    /// leaf that holds the entry, if it is in one.
+    fn in_tree(&mut self, lineage: LineageId, lba: Lba) -> (Lookup, u64, Option<FrameId>) {
         let Some(record) = self.lineages.get(&lineage) else {
-            return (Lookup::Found(Entry::HOLE), u64::MAX);
+            return (Lookup::Found(Entry::HOLE), u64::MAX, None);
         };
         let (mut entry, mut level) = (record.root, record.height);
         if lba.0 >= span_of_level(level) {
-            return (Lookup::Found(Entry::HOLE), u64::MAX - lba.0);
+            return (Lookup::Found(Entry::HOLE), u64::MAX - lba.0, None);
         }
+        let mut leaf = None;
         loop {
             let run = span_of_level(level) - lba.0 % span_of_level(level);
             match entry.state() {
                 Some(State::Page) if level > 0 => {}
-                Some(State::Page) | None => return (Lookup::Damaged(entry.segment()), run),
-                Some(_) => return (Lookup::Found(entry), run),
+                Some(State::Page) | None => return (Lookup::Damaged(entry.segment()), run, None),
+                Some(_) => return (Lookup::Found(entry), run, leaf),
             }
             let Some(frame) = self.frames.get(entry.address) else {
                 let missing = if self.bad.contains_key(&entry.address) {
@@ -193,9 +235,10 @@ impl Map {
                 } else {
                     Lookup::Needs(entry)
                 };
-                return (missing, run);
+                return (missing, run, None);
             };
             level -= 1;
+            leaf = (level == 0).then_some(frame);
             let index = lba.0 / span_of_level(level) % FANOUT;
             entry = PageRef(self.frames.bytes(frame)).entry(index as usize);
         }
@@ -206,10 +249,8 @@ impl Map {
     pub(crate) fn run(&mut self, lineage: LineageId, lba: Lba, limit: u64) -> (Lookup, u64) {
         let leaf = leaf_of(lba);
         let to_leaf_end = (leaf + 1) * FANOUT - lba.0;
-        let is_quiet = !self.active.touches_leaf(lineage, leaf)
-            && self.frozen.as_ref().is_none_or(|frozen| !frozen.touches_leaf(lineage, leaf));
-        if is_quiet {
-            let (found, run) = self.in_tree(lineage, lba);
+        if !self.touches(lineage, leaf) {
+            let (found, run, _) = self.in_tree(lineage, lba);
             return (found, run.min(to_leaf_end).min(limit));
         }
         (self.lookup(lineage, lba), 1)

@@ -149,19 +149,21 @@ impl<M: Media> Store<M> {
             .map(|read| std::mem::take(&mut read.entries))
             .unwrap_or_default();
         entries.clear();
-        for block in 0..blocks {
-            match self.map.lookup(lineage, Lba(lba.0 + block)) {
-                Lookup::Found(entry) if entry == Entry::LOST => {
-                    let lba = Lba(lba.0 + block);
-                    return self.fail(at, |disk| ReadError::Lost { disk, lba });
+        let mut known = 0;
+        while known < blocks {
+            let here = Lba(lba.0 + known);
+            match self.map.leaf_run(lineage, here, blocks - known, &mut entries) {
+                Ok(run) => known += run,
+                Err(Lookup::Needs(page)) => return self.wait_for_page(at, page),
+                Err(Lookup::Damaged(segment)) => {
+                    return self.fail(at, |disk| ReadError::Map { disk, lba: here, segment });
                 }
-                Lookup::Found(entry) => entries.push(entry),
-                Lookup::Needs(page) => return self.wait_for_page(at, page),
-                Lookup::Damaged(segment) => {
-                    let lba = Lba(lba.0 + block);
-                    return self.fail(at, |disk| ReadError::Map { disk, lba, segment });
-                }
+                Err(Lookup::Found(_)) => unreachable!("what is found is no error"),
             }
+        }
+        if let Some(lost) = entries.iter().position(|entry| *entry == Entry::LOST) {
+            let lba = Lba(lba.0 + lost as u64);
+            return self.fail(at, |disk| ReadError::Lost { disk, lba });
         }
         self.start_runs(at, entries);
     }

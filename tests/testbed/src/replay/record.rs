@@ -27,7 +27,7 @@ pub const DISK_BYTES: u64 = 320 << 20;
 /// The disk of our own client.
 pub const RAW_BLOCKS: u64 = 14336;
 /// A pool so small that the live data fills most of it.
-pub const POOL_BYTES: u64 = 176 << 20;
+pub const POOL_BYTES: u64 = 136 << 20;
 const FLUSH_EVERY: u64 = 16;
 const BLOCKS_MAX: u64 = 24;
 const RAW_WRITER: u32 = 1;

@@ -8,7 +8,7 @@ use super::dice::Dice;
 use super::judge::{self, Checker, Lane};
 use super::moments::{self, Class, Moments};
 use super::platter::{Fates, Platter};
-use super::record::{Plan, Promises, Recording, record};
+use super::record::{POOL_BYTES, Plan, Promises, Recording, record};
 use super::trace::Trace;
 use crate::Result;
 use crate::server::Setup;
@@ -89,7 +89,11 @@ impl Campaign {
         let steps = self.recording.trace.steps();
         let bytes = self.recording.trace.end(steps) >> 20;
         let jobs = self.recording.promises(u64::MAX).jobs;
-        format!("{steps} steps, {bytes} MiB, {}; promises {jobs:?}", counts.join(", "))
+        let (mapped, pool) = (self.recording.mapped >> 20, POOL_BYTES >> 20);
+        format!(
+            "{steps} steps, {bytes} MiB, {mapped} of {pool} MiB mapped, {}; promises {jobs:?}",
+            counts.join(", ")
+        )
     }
 
     /// Draws cuts, as many of each class, ascending.

@@ -27,7 +27,7 @@ pub const DISK_BYTES: u64 = 320 << 20;
 /// The disk of our own client.
 pub const RAW_BLOCKS: u64 = 14336;
 /// A pool so small that the live data fills most of it.
-pub const POOL_BYTES: u64 = 176 << 20;
+pub const POOL_BYTES: u64 = 136 << 20;
 const FLUSH_EVERY: u64 = 16;
 const BLOCKS_MAX: u64 = 24;
 const RAW_WRITER: u32 = 1;
@@ -62,6 +62,8 @@ pub struct Recording {
     pub base: Vec<u8>,
     /// What reached the medium.
     pub trace: Trace,
+    /// Bytes of the pool that the disks held at the end.
+    pub mapped: u64,
     /// The length of the log when every job was at work.
     pub from: u64,
     /// For each job, what it had acknowledged: time and number.
@@ -154,11 +156,13 @@ pub fn record(mut setup: Setup, plan: &Plan) -> Result<Recording> {
     }
     guest.reach(jobs[0], plan.records)?;
     let acknowledged = jobs.map(|job| guest.numbers(job));
+    let status = server.json(&["status"])?;
+    let mapped = status["pool"]["space"]["mapped_bytes"].as_u64().ok_or("status names no space")?;
     drop(guest);
     server.crash(Crash::Process)?;
     let trace = Trace::read(&log, &deaths)?;
     let Plan { file_system, .. } = plan.clone();
-    Ok(Recording { file_system, base, trace, from, acknowledged, raw: own.events })
+    Ok(Recording { file_system, base, trace, mapped, from, acknowledged, raw: own.events })
 }
 
 /// Media differ in how much they have in flight for a crash to lose.

@@ -6,6 +6,7 @@ mod device;
 mod large;
 mod loss;
 mod many;
+mod readme;
 mod scrub;
 mod user;
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Bowline's own limits: what no comparison with others shows, against the floors of SPECIFICATION.md.
+"""The limits of Bowline itself: what no comparison shows, against the floors of SPECIFICATION.md.
 
 memory    PSS of all processes after 2 million random 4 KiB writes over a disk of 100 GiB
 start     from the start of the process to the answer to the first read, 20 GiB mapped on 1 TiB
@@ -63,7 +63,8 @@ class Server:
         return json.loads(done.stdout)
 
     def launch(self, *more):
-        command = [*self.prefix, self.program, "serve", "--pool", self.pool, "--nbd", f"unix:{self.socket}",
+        command = [*self.prefix, self.program, "serve", "--pool", self.pool,
+                   "--nbd", f"unix:{self.socket}",
                    "--control", self.control, "--arena", self.arena, *more]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
 

@@ -55,7 +55,7 @@ fn declares(line: &str, module: &str) -> bool {
 /// The crates that do no I/O, and all that each may use outside its tests.
 const CORE: &[(&str, &[&str])] = &[
     ("wire", &["thiserror", "zerocopy"]),
-    ("store", &["bowline-arena", "thiserror", "xxhash-rust", "zerocopy"]),
+    ("store", &["bowline-arena", "thiserror", "twox-hash", "zerocopy"]),
     ("disk", &["bowline-arena", "bowline-store", "thiserror"]),
     ("export", &["bowline-arena", "bowline-disk", "bowline-store", "bowline-wire", "thiserror"]),
     ("sim", &["bowline-arena", "bowline-disk", "bowline-store", "thiserror", "xxhash-rust"]),

@@ -21,9 +21,9 @@ impl<M: Media> Store<M> {
         Ok(())
     }
 
-    /// Brings slots back before anybody is served, if there are too few: each start begins a segment
-    /// of the log, and one that is killed soon again and again would use up what is kept. What does
-    /// not go now goes on later, beside the requests.
+    /// Brings slots back before anybody is served, if there are too few: each start begins a
+    /// segment of the log, and one that is killed soon again and again would use up what is kept.
+    /// What does not go now goes on later, beside the requests.
     pub(crate) fn regain_slots(&mut self) {
         let wanted = MARGIN_OF_DATA + 1;
         if !self.state.is_writing() || self.has_margin(wanted) {

@@ -211,8 +211,8 @@ impl Map {
             || self.frozen.as_ref().is_some_and(|frozen| frozen.touches_leaf(lineage, leaf))
     }
 
-    /// What the tree says of a block, for how many blocks from it on it says so in one entry, and the
-    /// leaf that holds the entry, if it is in one.
+    /// What the tree says of a block, for how many blocks from it on it says so in one entry, and
+    /// the leaf that holds the entry, if it is in one.
     fn in_tree(&mut self, lineage: LineageId, lba: Lba) -> (Lookup, u64, Option<FrameId>) {
         let Some(record) = self.lineages.get(&lineage) else {
             return (Lookup::Found(Entry::HOLE), u64::MAX, None);

@@ -7,8 +7,8 @@
 //! - K: one slot for the log to go on in after a failure of the medium, or for a start. It is used
 //!   up by one of them, and there again when the next checkpoint is durable.
 //! - R: what the checkpoint under way and the one after it may take at most, counted in full until
-//!   they are durable. Pages: all leaves with changes, and what lies above them. Blob: two blobs and
-//!   a slot they may share, less the slots that hold the one the superblock names.
+//!   they are durable. Pages: all leaves with changes, and what lies above them. Blob: two blobs
+//!   and a slot they may share, less the slots that hold the one the superblock names.
 //! - x = F - K - R: the margin.
 //!
 //! who takes a slot | may, if the margin stays at
@@ -26,18 +26,19 @@
 //! - A slot is emptied only if that wins: what lives in it, with the heads of its images, one more
 //!   where an image is cut in two, and the record in the log, is less than the slot. So compaction
 //!   comes to an end, and then all slots but the open ones are full up to [`waste_blocks`].
-//! - Where compaction waits for an image's slot, a checkpoint can bring slots back: x >= 3 held when
-//!   the last entry of a guest was admitted. Since then compaction has changed F by what it took for
-//!   images, each for a slot that is pending free by now, and by the slots of the log that its
-//!   records began: one until they are old enough to be emptied, because fifteen jobs at the least
-//!   fit a segment of the log, and they win more than a slot.
+//! - Where compaction waits for an image's slot, a checkpoint can bring slots back: x >= 3 held
+//!   when the last entry of a guest was admitted. Since then compaction has changed F by what it
+//!   took for images, each for a slot that is pending free by now, and by the slots of the log that
+//!   its records began: one until they are old enough to be emptied, because fifteen jobs at the
+//!   least fit a segment of the log, and they win more than a slot.
 //! - So F comes back to K + R + 4 and what a write needs, or all slots are full: the limit for live
 //!   data is set such that this is above it (`SLOTS_KEPT_MIN`), but for heads of images, which
 //!   take a block for each piece however few blocks of it live. That is nothing in large slots.
 //!
 //! A failure of the medium in the midst of a checkpoint costs the slots it has written to; they are
-//! in R until the checkpoint is durable, and it begins anew with them. More than one failure without
-//! a checkpoint in between is beyond what is reserved: the log goes on while there are slots at all.
+//! in R until the checkpoint is durable, and it begins anew with them. More than one failure
+//! without a checkpoint in between is beyond what is reserved: the log goes on while there are
+//! slots at all.
 
 use crate::Media;
 use crate::format::{BLOB_EXTENTS_MAX, FANOUT};
@@ -84,8 +85,8 @@ pub(crate) fn limit_blocks(slots: u32, slot_blocks: u32, write_blocks: u64) -> u
     (slots - kept) * (blocks - u64::from(waste_blocks(slot_blocks)))
 }
 
-/// Most slots a pool may have, so that its checkpoints' blobs can be named by a superblock: live bits
-/// and directories of two pieces for each slot are far more than pools have been seen to need.
+/// Most slots a pool may have, so that its checkpoints' blobs can be named by a superblock: live
+/// bits and directories of two pieces for each slot are far more than pools have been seen to need.
 pub(crate) fn slots_max(slot_blocks: u32) -> u64 {
     let blob_bytes = (BLOB_EXTENTS_MAX as u64 - 2) * u64::from(slot_blocks - 1) * BLOCK_BYTES;
     blob_bytes / (150 + u64::from(slot_blocks) / 2)

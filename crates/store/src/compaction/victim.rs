@@ -45,8 +45,8 @@ impl<M: Media> Store<M> {
         pending > 0 && free < wanted && (pending * 4 > slack || free * 2 < needed + wanted)
     }
 
-    /// The closed slot with the least alive in it, and how many blocks that takes elsewhere; not one
-    /// of `emptied`.
+    /// The closed slot with the least alive in it, and how many blocks that takes elsewhere; not
+    /// one of `emptied`.
     pub(super) fn choose_victim(&mut self, emptied: &[SlotId]) -> Option<(SlotId, u32)> {
         self.compaction.unmovable.review(&self.segments);
         let blocks = self.segments.slot_blocks();

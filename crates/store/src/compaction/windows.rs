@@ -179,7 +179,7 @@ impl Windows {
         None
     }
 
-    /// Reads into an empty window; what is asked for now takes the place of what was read ahead.
+    /// Reads into an empty window; what is asked for takes the place of what was read ahead.
     fn read(&mut self, block: u32, blocks: u32, is_urgent: bool) -> Option<WindowRead> {
         let in_state = |state| self.windows.iter().position(|window| window.state == state);
         let ahead = || in_state(State::Holds).or_else(|| in_state(State::Failed));

@@ -1,9 +1,9 @@
 //! How much of the log may be on its way to the medium at a time (rule D11).
 //!
-//! A flush has to wait for what is in flight and for what waits to be written before it, so both are
-//! bounded by time. The bound grows while batches that found it reached come back in less than that
-//! time, and shrinks when one takes twice as long. It is found by trying because a rate seen under a
-//! low bound is a low rate.
+//! A flush has to wait for what is in flight and for what waits to be written before it, so both
+//! are bounded by time. The bound grows while batches that found it reached come back in less than
+//! that time, and shrinks when one takes twice as long. It is found by trying because a rate seen
+//! under a low bound is a low rate.
 
 use std::collections::VecDeque;
 

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A write is admitted whole or refused; once admitted, nothing can keep it from its place in
 //!   the order: pages, descriptors, changes of the map and slots were made sure of before.
-//! - Data leaves free slots to ranges, and both leave some to compaction and checkpoints: what gives
-//!   space back is refused last (`reserve.rs`).
+//! - Data leaves free slots to ranges, and both leave some to compaction and checkpoints: what
+//!   gives space back is refused last (`reserve.rs`).
 
 use std::collections::VecDeque;
 

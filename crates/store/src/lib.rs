@@ -29,6 +29,7 @@ mod segments;
 mod staging;
 mod status;
 mod store;
+mod streams;
 pub mod tables;
 
 pub use api::{

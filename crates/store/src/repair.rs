@@ -1,7 +1,8 @@
 //! What can be done about damage while nobody serves the pool. Nothing is done that was not asked
 //! for: the steps come from a check, and each says what it gives up.
 //!
-//! - Damaged copies of the pool header and of superblocks are written again from good ones.
+//! - Damaged copies of the pool header, of superblocks and of the last checkpoint's blob are written
+//!   again from good ones.
 //! - A damaged log is cut off behind its last good batch, as recovery would at a torn end.
 //! - What only a damaged page of the map knew is marked as lost in the page above: reads of it fail
 //!   until it is written or discarded. Zeros in its place would be wrong data.
@@ -14,7 +15,7 @@ use bowline_arena::SharedPages;
 use crate::blocking::Blocking;
 use crate::check::RepairStep;
 use crate::format::{POOL_HEADER_AT, PoolHeader, Superblock, superblock_at};
-use crate::recovery::{choose_root, read_header, read_roots};
+use crate::recovery::{choose_root, read_blob_copy, read_header, read_roots};
 use crate::store::{ArenaRegion, Store, StoreOptions};
 use crate::{BLOCK_BYTES, Epoch, Media, StoreError};
 
@@ -81,6 +82,36 @@ fn rewrite_copies<M: Media>(media: &mut M, pages: &SharedPages) -> Result<(), St
         medium.write_block(superblock_at(one.pair, one.copy), |block| {
             found.encode(header.salt, block);
         })?;
+        medium.flush()?;
+    }
+    rewrite_blobs(&mut medium, &header, &root)
+}
+
+/// Writes copies of the last checkpoint's blob that do not verify again, where they are.
+fn rewrite_blobs<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+) -> Result<(), StoreError> {
+    let copies: Vec<_> =
+        (0..root.blob.len()).map(|copy| read_blob_copy(medium, header, root, copy)).collect();
+    let Some(good) = copies.iter().find_map(|copy| copy.as_ref().ok()) else {
+        // Checks say what that means; no copy can help another one.
+        return Ok(());
+    };
+    for (extents, found) in root.blob.iter().zip(&copies) {
+        if found.is_ok() {
+            continue;
+        }
+        let mut blocks = good.chunks(BLOCK_BYTES as usize);
+        for (slot, block) in extents.iter().flat_map(|extent| {
+            (extent.block..extent.block + extent.blocks).map(|block| (extent.slot, block))
+        }) {
+            let bytes = blocks.next().unwrap_or_default();
+            medium.write_block(header.block_at(slot, block), |block| {
+                block[..bytes.len()].copy_from_slice(bytes);
+            })?;
+        }
         medium.flush()?;
     }
     Ok(())

@@ -8,7 +8,7 @@
 //!   up by one of them, and there again when the next checkpoint is durable.
 //! - R: what the checkpoint under way and the one after it may take at most, counted in full until
 //!   they are durable. Pages: all leaves with changes, and what lies above them. Blob: two blobs and
-//!   a slot they may share, less the slots that hold the one the superblock names.
+//!   a slot they may share, for each copy, less the slots that hold those the superblock names.
 //! - x = F - K - R: the margin.
 //!
 //! who takes a slot | may, if the margin stays at
@@ -40,14 +40,14 @@
 //! a checkpoint in between is beyond what is reserved: the log goes on while there are slots at all.
 
 use crate::Media;
-use crate::format::{BLOB_EXTENTS_MAX, FANOUT};
+use crate::format::{BLOB_COPIES, BLOB_EXTENTS_MAX, FANOUT};
 use crate::map::Generation;
 use crate::store::Store;
 use crate::{BLOCK_BYTES, SlotId};
 
-/// Slots no live data may take: two of the log, the open ones of map and images, three for blobs,
-/// one for pages, one for failures, four of margin, and two in transit.
-const SLOTS_KEPT_MIN: u64 = 15;
+/// Slots no live data may take: two of the log, the open ones of map and images, three for each copy
+/// of blobs, one for pages, one for failures, four of margin, and two in transit.
+const SLOTS_KEPT_MIN: u64 = 18;
 /// One of so many slots at most is kept for the largest write beyond two.
 const LARGE_WRITE_SHARE: u64 = 16;
 /// Percent of all slots that are kept at least.
@@ -153,7 +153,7 @@ impl<M: Media> Store<M> {
         let pages = (frozen + self.pages_max(more)).div_ceil(usable) as usize;
         let blob = self.blob_blocks_max().div_ceil(usable) as usize;
         let held = self.blob_slots_held();
-        1 + pages + (2 * blob + 1).saturating_sub(held)
+        1 + pages + (BLOB_COPIES * (2 * blob + 1)).saturating_sub(held)
     }
 
     /// The margin: free slots beyond what is reserved.
@@ -174,17 +174,21 @@ impl<M: Media> Store<M> {
         (bytes as u64).div_ceil(BLOCK_BYTES)
     }
 
-    /// Slots that the blob of the last checkpoint lies in, and the one blobs are written to.
+    /// Slots that the blob of the last checkpoint lies in, and those blobs are written to.
     fn blob_slots_held(&self) -> usize {
-        let mut last: Option<SlotId> = self.streams.blob_slot();
-        let mut count = usize::from(last.is_some());
-        for extent in self.root.blob.iter().rev() {
-            if last != Some(extent.slot) {
-                count += 1;
-                last = Some(extent.slot);
+        let copies = self.root.blob.iter().zip(&self.streams.blobs);
+        let held = copies.map(|(extents, stream)| {
+            let mut last: Option<SlotId> = stream.target.map(|target| target.slot);
+            let mut count = usize::from(last.is_some());
+            for extent in extents.iter().rev() {
+                if last != Some(extent.slot) {
+                    count += 1;
+                    last = Some(extent.slot);
+                }
             }
-        }
-        count
+            count
+        });
+        held.sum()
     }
 
     /// Most blocks that may be alive: the rest is for the pool to work with.
@@ -218,7 +222,7 @@ mod tests {
         };
         assert_eq!(share(32767, 32), 91);
         assert_eq!(share(319, 32), 91);
-        assert!(share(127, 16) >= 80 && share(127, 8) >= 80, "{}", share(127, 8));
+        assert!(share(127, 16) >= 80 && share(143, 8) >= 80, "{}", share(143, 8));
         assert!(share(63, 32) >= 68);
         assert!(share(24, 1) > 25);
     }

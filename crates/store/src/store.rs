@@ -18,7 +18,7 @@ use bowline_arena::{Memory, SharedPages, Span};
 
 use crate::api::{Event, Ticket};
 use crate::catalogue::Catalogue;
-use crate::checkpoint::{Checkpoint, Frozen, Streams};
+use crate::checkpoint::{Checkpoint, Frozen};
 use crate::compaction::Compaction;
 use crate::format::{PoolHeader, Superblock};
 use crate::io::{InFlight, Purpose};
@@ -30,6 +30,7 @@ use crate::reserve::Shape;
 use crate::scrub::Scrub;
 use crate::segments::Segments;
 use crate::status::{Counters, PoolState};
+use crate::streams::Streams;
 use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
 
 pub(crate) use apply::{apply, apply_record};

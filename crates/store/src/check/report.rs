@@ -99,7 +99,8 @@ pub struct CheckedDisk {
 /// Something `repair` can do about a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RepairStep {
-    /// Writes damaged copies of the pool header and of superblocks again, from the good ones.
+    /// Writes damaged copies of the pool header, of superblocks and of the last checkpoint's blob
+    /// again, from the good ones.
     Copies,
     /// Cuts the log off behind a batch; what is listed as lost behind it is gone then.
     CutLog {
@@ -199,6 +200,13 @@ impl CheckReport {
     /// Notes a finding.
     pub(super) fn find(&mut self, severity: Severity, place: String, what: String, remedy: &str) {
         self.findings.push(Finding { severity, place, what, remedy: remedy.into() });
+    }
+
+    /// Proposes a step, once.
+    pub(super) fn repair(&mut self, step: RepairStep) {
+        if !self.repairs.contains(&step) {
+            self.repairs.push(step);
+        }
     }
 
     /// Notes that nothing can be read.

@@ -39,7 +39,7 @@ impl<M: Media> Checker<'_, '_, M> {
     pub(super) fn check_places(&mut self, known: &Known) {
         let slot_blocks = known.segments.slot_blocks();
         let mut claims: Vec<(SlotId, u32, u32, String)> = Vec::new();
-        for extent in &known.root.blob {
+        for extent in known.root.blob.iter().flatten() {
             let end = extent.block.saturating_add(extent.blocks);
             claims.push((extent.slot, extent.block, end, "the checkpoint".into()));
         }

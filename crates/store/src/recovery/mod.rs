@@ -22,7 +22,6 @@ use bowline_arena::{Memory, SharedPages, Span};
 use crate::appender::Appender;
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
-use crate::checkpoint::Streams;
 use crate::compaction::{WINDOW_BLOCKS, WINDOWS_MAX};
 use crate::format::{
     CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SUPERBLOCK_COPIES,
@@ -35,12 +34,14 @@ use crate::segments::{Segments, SlotState};
 use crate::staging::{Found, Staging};
 use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
+use crate::streams::Streams;
 use crate::tables::Deltas;
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{
-    check_slot_count, choose_root, double_root, load_blob, read_header, read_root, read_roots,
+    check_slot_count, choose_root, double_root, load_blob, read_blob_copy, read_header, read_root,
+    read_roots,
 };
 pub(crate) use replay::Replay;
 pub(crate) use walk::{Damage, Walk, Why};
@@ -71,6 +72,8 @@ pub(crate) struct Known {
     pub segments: Segments,
     pub catalogue: Catalogue,
     pub map: Map,
+    /// Copies of the blob that cannot be used, and why.
+    pub bad_blobs: Vec<(usize, String)>,
 }
 
 /// The log as it was read behind the last checkpoint.
@@ -225,7 +228,8 @@ impl<M: Media> Opening<M> {
         if self.state.is_writing() {
             counters.batches_adopted = log.adopted;
         }
-        let Known { header, root, segments, catalogue, map } = known;
+        let Known { header, root, segments, catalogue, map, bad_blobs } = known;
+        let bad_blobs = bad_blobs.len();
         let mut store = Store::start(Recovered {
             media: self.media,
             in_flight: InFlight::default(),
@@ -246,6 +250,10 @@ impl<M: Media> Opening<M> {
         });
         if store.state.is_writing() && store.root.cuts.len() > CUTS_MANY {
             store.checkpoint_now()?;
+        }
+        if bad_blobs > 0 {
+            // Two copies again, before the other one goes too.
+            store.want_checkpoint();
         }
         store.regain_slots();
         Ok(store)
@@ -284,7 +292,10 @@ impl<M: Media> Opening<M> {
     fn take_streams(&self) -> Result<Streams, StoreError> {
         let images = Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?);
         let pages = Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?);
-        let blobs = Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?);
+        let blob = || -> Result<Appender, StoreError> {
+            Ok(Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?))
+        };
+        let blobs = [blob()?, blob()?];
         let page = self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?;
         Ok(Streams::new(pages, blobs, images, page))
     }

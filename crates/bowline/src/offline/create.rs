@@ -27,7 +27,7 @@ const SLOT_BYTES_MIN: u64 = 128 << 10;
 /// has small slots. Some of them hold no live data, whatever their size.
 const SLOTS: u64 = 256;
 const SLOT_BYTES_SMALL: u64 = 4 << 20;
-const SLOTS_MIN: u64 = 144;
+const SLOTS_MIN: u64 = 128;
 
 /// Makes a pool, over whatever is there.
 pub fn create(order: &Create) -> Result<PoolCreated, Problem> {

@@ -41,7 +41,7 @@
 //! a checkpoint in between is beyond what is reserved: the log goes on while there are slots at all.
 
 use crate::Media;
-use crate::format::{BLOB_COPIES, BLOB_EXTENTS_MAX, FANOUT};
+use crate::format::{BLOB_EXTENTS_MAX, FANOUT};
 use crate::map::Generation;
 use crate::store::Store;
 use crate::{BLOCK_BYTES, SlotId};
@@ -152,11 +152,7 @@ impl<M: Media> Store<M> {
         let frozen = self.map.frozen.as_ref().map_or(0, |_| self.frozen_pages);
         let usable = u64::from(self.segments.slot_blocks() - 1);
         let pages = (frozen + self.pages_max(more)).div_ceil(usable) as usize;
-        let blob = self.blob_blocks_max();
-        // Two that fit one slot lie in two at the most, wherever the first of them begins.
-        let blobs = if 2 * blob <= usable { 2 } else { 2 * blob.div_ceil(usable) as usize + 1 };
-        let held = self.blob_slots_held();
-        1 + pages + (BLOB_COPIES * blobs).saturating_sub(held)
+        1 + pages + self.blob_slots_to_come(usable)
     }
 
     /// The margin: free slots beyond what is reserved.
@@ -177,21 +173,28 @@ impl<M: Media> Store<M> {
         (bytes as u64).div_ceil(BLOCK_BYTES)
     }
 
-    /// Slots that the blob of the last checkpoint lies in, and those blobs are written to.
-    fn blob_slots_held(&self) -> usize {
+    /// Slots that the blobs of two checkpoints may take beyond those blobs lie in now.
+    fn blob_slots_to_come(&self, usable: u64) -> usize {
+        let blob = self.blob_blocks_max();
         let copies = self.root.blob.iter().zip(&self.streams.blobs);
-        let held = copies.map(|(extents, stream)| {
+        let to_come = copies.map(|(extents, stream)| {
             let mut last: Option<SlotId> = stream.target.map(|target| target.slot);
-            let mut count = usize::from(last.is_some());
+            let is_open = last.is_some();
+            let mut held = usize::from(is_open);
             for extent in extents.iter().rev() {
                 if last != Some(extent.slot) {
-                    count += 1;
+                    held += 1;
                     last = Some(extent.slot);
                 }
             }
-            count
+            // Two that fit one slot lie in two at the most, if the second follows the first.
+            let most = match 2 * blob <= usable {
+                true => 2 + usize::from(!is_open),
+                false => 2 * blob.div_ceil(usable) as usize + 1,
+            };
+            most.saturating_sub(held)
         });
-        held.sum()
+        to_come.sum()
     }
 
     /// Most blocks that may be alive: the rest is for the pool to work with.

@@ -54,6 +54,10 @@ pub struct StoreOptions {
     pub instance: u64,
     /// Takes a pool whose acknowledged writes were lost with its arena.
     pub accept_loss: bool,
+    /// It is known that no I/O of a former owner can land any more, wherever its rings are. If that
+    /// cannot be told, a pool whose last owner died on this boot is written to only with the arena
+    /// of that owner, beside which its rings lie.
+    pub is_quiet: bool,
     /// Goes on behind this batch, where a damaged log ends: what lay behind is lost. Only repair
     /// says so.
     #[doc(hidden)]
@@ -75,6 +79,7 @@ impl Default for StoreOptions {
             boot: 0,
             instance: 1,
             accept_loss: false,
+            is_quiet: true,
             accept_cut: None,
             give_up: Vec::new(),
             broken: Vec::new(),

@@ -58,6 +58,12 @@ const STORE_PAGES: u64 =
 /// Epochs since the last checkpoint after which one is made before anything else.
 const CUTS_MANY: usize = CUTS_MAX - 8;
 
+const GONE: &str = "the pool was not closed and its arena is gone: writes that were acknowledged but \
+                    not flushed may be lost";
+const NOT_QUIET: &str = "the pool was not closed, its arena is gone, and this file system does not tell \
+                         whether I/O of the last server is still under way: serve it with that \
+                         server's --arena directory, or serve a copy of it, or restart the machine";
+
 /// A batch a dead process left, with the memory it lies in.
 struct Left {
     found: Found,
@@ -119,16 +125,11 @@ impl<M: Media> Store<M> {
             && !options.broken.contains(&Broken::IgnoreArena);
         let left = if is_ours { left } else { forget_left(left, &arena.pages) };
         let lost = !is_ours && !root.clean && root.boot == options.boot && root.epoch.0 > 0;
-        let state =
-            if lost && !options.accept_loss && !options.broken.contains(&Broken::IgnoreArena) {
-                PoolState::LostWrites(
-                "the pool was not closed and its arena is gone: writes that were acknowledged but \
-                 not flushed may be lost"
-                    .into(),
-            )
-            } else {
-                PoolState::Healthy
-            };
+        let state = match lost && !options.broken.contains(&Broken::IgnoreArena) {
+            true if !options.accept_loss => PoolState::LostWrites(GONE.into()),
+            true if !options.is_quiet => PoolState::LostWrites(NOT_QUIET.into()),
+            _ => PoolState::Healthy,
+        };
         let opening =
             Opening { media, pages: arena.pages, memory, staging: Some(staging), options, state };
         opening.run(header, root, left, is_ours)

@@ -213,6 +213,21 @@ impl<M: Media> Checker<'_, '_, M> {
         self.report.lose(Loss { disk, lba, blocks, segment, slot, is_given_up: false, why });
     }
 
+    /// As [`Self::lose`], for a block that a repair can give up.
+    fn lose_block(
+        &mut self,
+        known: &Known,
+        lineage: LineageId,
+        lba: u64,
+        (segment, slot): (SegmentId, SlotId),
+        why: &str,
+    ) {
+        self.lose(known, lineage, lba, 1, segment, slot, why);
+        if let Some((disk, _)) = on_disk(known, lineage, lba, 1) {
+            self.report.give_up_block(lineage, disk, lba);
+        }
+    }
+
     /// As [`Self::lose`], for what an earlier repair gave up.
     fn lose_known(&mut self, known: &Known, lineage: LineageId, lba: u64, blocks: u64) {
         let Some((disk, blocks)) = on_disk(known, lineage, lba, blocks) else { return };

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use bowline_store::{CheckVerdict, DiskId, Lba, PlaceKind, PoolState, RepairStep};
 
 use crate::world::{
-    BLOCK, SLOT_BYTES, check_bytes, content, image, judge, judge_unreadable, open, open_with,
-    options, repair, status_of, tag_of,
+    BLOCK, Random, SLOT_BYTES, check_bytes, content, image, judge, judge_unreadable, open,
+    open_with, options, repair, status_of, tag_of,
 };
 
 fn places(wanted: impl Fn(PlaceKind) -> bool) -> Vec<(usize, usize)> {
@@ -240,4 +240,58 @@ fn a_discard_passes_over_a_damaged_page() {
         let report = check_bytes(&bytes, &[], false);
         assert_eq!(report.verdict, CheckVerdict::Clean, "{:#?}", report.findings);
     }
+}
+
+/// Whatever a check says can be repaired is repaired by one repair, and nothing else changes: what
+/// was not listed as lost reads as before.
+#[test]
+fn one_repair_does_all_that_a_check_proposes() {
+    let report = check_bytes(&Rc::new(RefCell::new(image().bytes.clone())), &[], true);
+    let mut random = Random::new(29);
+    let (mut emptied, mut given_up) = (0, 0);
+    for round in 0..90 {
+        let mut bytes = image().bytes.clone();
+        for _ in 0..1 + round % 4 {
+            let place = loop {
+                let place = report.places[random.below(report.places.len() as u64) as usize];
+                // A log that is cut off loses what nobody can list.
+                if !matches!(place.kind, PlaceKind::LogBatch(_) | PlaceKind::LogHeader) {
+                    break place;
+                }
+            };
+            let at = place.at + random.below(place.bytes);
+            bytes[at as usize] ^= 1 << random.below(8);
+        }
+        let bytes = Rc::new(RefCell::new(bytes));
+        let before = check_bytes(&bytes, &[], false);
+        if before.repairs.is_empty() {
+            continue;
+        }
+        let is = |wanted: fn(&RepairStep) -> bool| before.repairs.iter().any(wanted);
+        emptied += u32::from(is(|step| matches!(step, RepairStep::Empty { .. })));
+        given_up += u32::from(is(|step| matches!(step, RepairStep::GiveUp { level: 0, .. })));
+        if is(|step| matches!(step, RepairStep::CutLog { .. })) {
+            continue;
+        }
+        repair(&bytes, &before).unwrap_or_else(|error| panic!("{round}: {error}: {before:#?}"));
+        let after = check_bytes(&bytes, &[], false);
+        assert!(after.repairs.is_empty(), "{round}: {before:#?} {after:#?}");
+        assert_ne!(after.verdict, CheckVerdict::Damaged, "{round}: {after:#?}");
+        assert!(after.losses.iter().all(|loss| loss.is_given_up));
+        let mut world = open(bytes.clone(), 90).unwrap();
+        for ((disk, lba), tags) in image().model.iter().step_by(3) {
+            let is_lost = before.losses.iter().any(|loss| {
+                loss.disk.0 == *disk && (loss.lba.0..loss.lba.0 + loss.blocks).contains(lba)
+            });
+            match world.read(DiskId(*disk), *lba) {
+                Ok(block) => {
+                    assert!(!is_lost, "{round}: disk {disk} block {lba} is lost");
+                    assert_eq!(tags.last(), Some(&tag_of(&block)), "{round}: {disk} {lba}");
+                }
+                Err(error) => assert!(is_lost && error.contains("lost"), "{round}: {error}"),
+            }
+        }
+        world.store.close().unwrap();
+    }
+    assert!(emptied > 5 && given_up > 5, "{emptied} emptied, {given_up} given up");
 }

@@ -76,8 +76,8 @@ struct Zeros([u8; PIECE_BYTES as usize]);
 static ZEROS: Zeros = Zeros([0; PIECE_BYTES as usize]);
 
 impl Target {
-    /// Opens a file or device, by the page cache only where it cannot be done without. A device to be
-    /// written to is claimed: [`writers`](crate::writers) tells by that.
+    /// Opens a file or device, by the page cache only where it cannot be done without. A device to
+    /// be written to is claimed: [`writers`](crate::writers) tells by that.
     pub(crate) fn open(path: &Path, read_only: bool, direct: bool) -> Result<Target, OpenError> {
         let system = |what, cause: rustix::io::Errno| {
             let (path, cause) = (path.to_owned(), cause.into());

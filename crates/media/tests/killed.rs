@@ -1,5 +1,5 @@
-//! What lands after the death of a process: with threads nothing, once its lock is free; with a ring
-//! nothing, once nobody can write to the medium any more, wherever the ring's file is.
+//! What lands after the death of a process: with threads nothing, once its lock is free; with a
+//! ring nothing, once nobody can write to the medium any more, wherever the ring's file is.
 
 #![allow(clippy::expect_used, reason = "a test says so and ends")]
 

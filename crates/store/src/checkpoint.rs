@@ -407,8 +407,8 @@ impl<M: Media> Store<M> {
         self.make_room();
     }
 
-    /// Slots of blobs that hold nothing of the new one are free: the last checkpoint's, and those of
-    /// checkpoints that were given up.
+    /// Slots of blobs that hold nothing of the new one are free: the last checkpoint's, and those
+    /// of checkpoints that were given up.
     fn free_blob_slots(&mut self) {
         let mut kept = self.root.blob_slots();
         kept.extend(self.streams.blob_slots());

@@ -10,9 +10,9 @@
 //! Nothing that points at a block changes: its address is (segment, index), wherever the segment
 //! lies.
 //!
-//! A live block that cannot be read, or is not what was written, stays where it is: its slot is left
-//! alone until that block is dead, and other slots are emptied meanwhile. Copied as it is now, it
-//! might be lost for good although the next read would have been right.
+//! A live block that cannot be read, or is not what was written, stays where it is: its slot is
+//! left alone until that block is dead, and other slots are emptied meanwhile. Copied as it is now,
+//! it might be lost for good although the next read would have been right.
 
 mod unmovable;
 mod victim;

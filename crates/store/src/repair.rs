@@ -1,12 +1,12 @@
 //! What can be done about damage while nobody serves the pool. Nothing is done that was not asked
 //! for: the steps come from a check, and each says what it gives up.
 //!
-//! - Damaged copies of the pool header, of superblocks and of the last checkpoint's blob are written
-//!   again from good ones.
+//! - Damaged copies of the pool header, of superblocks and of the last checkpoint's blob are
+//!   written again from good ones.
 //! - A damaged log is cut off behind its last good batch, as recovery would at a torn end.
-//! - Blocks that cannot be read, and what only a damaged page of the map knew, are marked as lost in
-//!   the page above: reads of them fail until they are written or discarded. Zeros in their place
-//!   would be wrong data.
+//! - Blocks that cannot be read, and what only a damaged page of the map knew, are marked as lost
+//!   in the page above: reads of them fail until they are written or discarded. Zeros in their
+//!   place would be wrong data.
 //! - A slot in which a header or a head is damaged is emptied, as compaction would in time.
 //!
 //! Cut and marks become a fact with the superblock of one checkpoint. Before that nothing on the

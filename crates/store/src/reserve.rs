@@ -7,9 +7,9 @@
 //! - K: one slot for the log to go on in after a failure of the medium, or for a start. It is used
 //!   up by one of them, and there again when the next checkpoint is durable.
 //! - R: what the checkpoint under way and the one after it may take at most, counted in full until
-//!   they are durable. Pages: all leaves with changes, and what lies above them. Blob, for each copy:
-//!   two slots if two blobs fit one, else two blobs and a slot they may share; less the slots that
-//!   hold those the superblock names.
+//!   they are durable. Pages: all leaves with changes, and what lies above them. Blob, for each
+//!   copy: two slots if two blobs fit one, else two blobs and a slot they may share; less the slots
+//!   that hold those the superblock names.
 //! - x = F - K - R: the margin.
 //!
 //! who takes a slot | may, if the margin stays at
@@ -46,8 +46,8 @@ use crate::map::Generation;
 use crate::store::Store;
 use crate::{BLOCK_BYTES, SlotId};
 
-/// Slots no live data may take: two of the log, the open ones of map and images, two for each copy of
-/// blobs, one for pages, one for failures, four of margin, and two in transit.
+/// Slots no live data may take: two of the log, the open ones of map and images, two for each copy
+/// of blobs, one for pages, one for failures, four of margin, and two in transit.
 const SLOTS_KEPT_MIN: u64 = 16;
 /// One of so many slots at most is kept for the largest write beyond two.
 const LARGE_WRITE_SHARE: u64 = 16;

@@ -91,7 +91,7 @@ pub fn nobody_writes(path: &Path, patience: Duration) -> Result<bool, Problem> {
             let why = if is_device(path) {
                 "it is mounted, part of another device, or I/O of a dead server is still under way"
             } else {
-                "another process has it open for writing, or I/O of a dead server is still under way"
+                "another process has it open for writing, or a dead server's I/O is still under way"
             };
             let what = format!("{} is in use", path.display());
             Err(Problem::new(Kind::Busy, what).why(why).next("wait for it, or stop who uses it"))

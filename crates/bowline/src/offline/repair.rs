@@ -119,6 +119,7 @@ mod tests {
         create(&order).unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(&[0x55; 512], 0).unwrap();
+        drop(file);
         let said = repair(&path, Repair { apply: false, accept_loss: false }).unwrap();
         assert_eq!((said.applied, said.findings.len()), (false, 1));
         assert_eq!(check(&path).unwrap().verdict, Verdict::Repairable);

@@ -124,8 +124,8 @@ fn parts_of_blocks_are_zeroed_and_not_discarded() {
     }
 }
 
-/// Whether a loss of power at any point leaves all or nothing of a long run of zeros whose edges are
-/// not whole blocks.
+/// Whether a loss of power at any point leaves all or nothing of a long run of zeros whose edges
+/// are not whole blocks.
 fn long_zeros_are_whole(broken: Option<Broken>) -> bool {
     let mut is_whole = true;
     for (offset, keep) in [(512, true), (512, false), (4096, true), (0, false)] {

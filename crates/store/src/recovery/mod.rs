@@ -53,16 +53,17 @@ const BLOB_RUN_PAGES: u32 = 16;
 const IMAGE_RUN_PAGES: u32 = 64;
 /// All of these, and the page of the superblock.
 const STORE_PAGES: u64 =
-    (WINDOW_BLOCKS + LOAD_PAGES + 2 * (MAP_RUN_PAGES + BLOB_RUN_PAGES + IMAGE_RUN_PAGES) + 1)
+    (WINDOW_BLOCKS + LOAD_PAGES + 2 * (MAP_RUN_PAGES + 2 * BLOB_RUN_PAGES + IMAGE_RUN_PAGES) + 1)
         as u64;
 /// Epochs since the last checkpoint after which one is made before anything else.
 const CUTS_MANY: usize = CUTS_MAX - 8;
 
-const GONE: &str = "the pool was not closed and its arena is gone: writes that were acknowledged but \
-                    not flushed may be lost";
-const NOT_QUIET: &str = "the pool was not closed, its arena is gone, and this file system does not tell \
-                         whether I/O of the last server is still under way: serve it with that \
-                         server's --arena directory, or serve a copy of it, or restart the machine";
+const GONE: &str = "the pool was not closed and its arena is gone: writes that were acknowledged \
+                    but not flushed may be lost";
+const NOT_QUIET: &str = "the pool was not closed, its arena is gone, and this file system does not \
+                         tell whether I/O of the last server is still under way: serve it with \
+                         that server's --arena directory, or serve a copy of it, or restart the \
+                         machine";
 
 /// A batch a dead process left, with the memory it lies in.
 struct Left {

@@ -76,8 +76,8 @@ impl<M: Media> Store<M> {
         self.put_range(EntryKind::Discard, disk, lba, blocks)
     }
 
-    /// Makes several changes of a disk as one: all of them are found later, or none. Their ranges do
-    /// not overlap. The spans are taken unless this is refused.
+    /// Makes several changes of a disk as one: all of them are found later, or none. Their ranges
+    /// do not overlap. The spans are taken unless this is refused.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.

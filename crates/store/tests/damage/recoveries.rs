@@ -267,8 +267,7 @@ fn succeed(waits: bool, is_quiet: bool) -> Result<bool, PoolState> {
     if !waits {
         land();
     }
-    let blocks = (0..60).map(|lba| world.read(disk, 200 + lba).is_ok());
-    let can_read = blocks.fold(true, |all, is_ok| all && is_ok);
+    let can_read = (0..60).all(|lba| world.read(disk, 200 + lba).is_ok());
     drop(world);
     Ok(can_read && check_bytes(&bytes, &[], false).verdict == CheckVerdict::Dirty)
 }

@@ -2,11 +2,11 @@
 
 use crate::Disks;
 #[cfg(test)]
-use crate::operation::{Change, Merge, Operation, put};
+use crate::operation::{Merge, Operation, put};
 #[cfg(test)]
 use bowline_arena::Memory;
 #[cfg(test)]
-use bowline_store::{BLOCK_BYTES, Lba};
+use bowline_store::{BLOCK_BYTES, Change, Lba};
 
 /// A promise that is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

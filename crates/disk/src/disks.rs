@@ -21,8 +21,8 @@ use crate::{IoError, IoErrorKind, Volume};
 /// Bytes in a sector: the unit clients may use.
 pub const SECTOR_BYTES: u64 = 512;
 
-/// Runs of zeros with unaligned edges are written as bytes up to this many blocks, which makes them
-/// one change. Longer ones are three: each edge, and what is between.
+/// Runs of zeros with unaligned edges are written as bytes up to this many blocks. Longer ones are
+/// three changes made as one: each edge, and what is between.
 pub(crate) const ZERO_BLOCKS_AS_BYTES_MAX: u64 = 64;
 
 /// Counts since the start.

@@ -1,13 +1,13 @@
 //! How operations move: wait for those before them, read old blocks, are admitted, are answered.
 
 use bowline_arena::Span;
-use bowline_store::{BLOCK_BYTES, DiskId, Payload, ReadError, Refused, Seq, Ticket};
+use bowline_store::{BLOCK_BYTES, Change, DiskId, Payload, ReadError, Refused, Seq, Ticket};
 
 use crate::area::Area;
 use crate::broken::Broken;
 use crate::disks::Asked;
 use crate::event::{DiskEvent, Submitted};
-use crate::operation::{Change, Operation, OperationId, Phase};
+use crate::operation::{Operation, OperationId, Phase};
 use crate::staging::Work;
 use crate::{Disks, IoError, IoErrorKind, Volume};
 
@@ -157,18 +157,21 @@ impl<V: Volume> Disks<V> {
             self.finish(disk, id, Err(error));
             return true;
         }
+        let is_split = self.is_broken(Broken::SplitAdmission);
         loop {
             let operation = self.states.get_mut(&disk).and_then(|s| s.queue.get_mut(id));
             let Some(operation) = operation else { return true };
-            let Some(change) = operation.changes.front_mut() else {
+            let left = operation.changes.make_contiguous();
+            if left.is_empty() {
                 let seq = operation.seq;
                 self.finish(disk, id, Ok(seq));
                 return true;
-            };
-            match submit(&mut self.volume, disk, change) {
+            }
+            let count = if is_split { 1 } else { left.len() };
+            match submit(&mut self.volume, disk, &mut left[..count]) {
                 Ok(seq) => {
                     operation.seq = seq;
-                    operation.changes.pop_front();
+                    operation.changes.drain(..count);
                 }
                 Err(Refused::Busy) => {
                     self.store_is_full = true;
@@ -221,7 +224,8 @@ impl<V: Volume> Disks<V> {
     }
 }
 
-fn submit(volume: &mut impl Volume, disk: DiskId, change: &mut Change) -> Result<Seq, Refused> {
+fn submit(volume: &mut impl Volume, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused> {
+    let [change] = changes else { return volume.change(disk, changes) };
     match change {
         Change::Write { lba, spans } => {
             let mut payload = Payload::Owned(std::mem::take(spans));

@@ -28,11 +28,6 @@
 //! - **No error is dropped.** An old block that cannot be read fails the request; nothing of it is
 //!   written.
 //!
-//! One request is not one change: a run of zeros of more than 64 blocks whose edges are not whole
-//! blocks. Its edges and its middle are three changes, the middle last; no other request comes
-//! between them, but a loss of power before its reply's flush, or a read before its reply, may find
-//! some of them without the others.
-//!
 //! Not here: threads, time and I/O (time comes with [`Disks::poll`]), who may use a disk, and what
 //! protocols call these things.
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bowline_arena::{Memory, Span};
-use bowline_store::{BLOCK_BYTES, Lba, Seq, Ticket};
+use bowline_store::{BLOCK_BYTES, Change, Lba, Seq, Ticket};
 
 use crate::IoError;
 use crate::area::{Area, Edge};
@@ -11,17 +11,6 @@ use crate::area::{Area, Edge};
 /// Names an operation; later ones have higher numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OperationId(pub u64);
-
-/// One change to be admitted.
-#[derive(Debug)]
-pub(crate) enum Change {
-    /// Whole blocks of bytes.
-    Write { lba: Lba, spans: Vec<Span> },
-    /// A run of zeros that stay reserved.
-    Zero { lba: Lba, blocks: u64 },
-    /// A run of holes.
-    Discard { lba: Lba, blocks: u64 },
-}
 
 /// Old bytes of one block that go into a change.
 #[derive(Debug)]
@@ -58,6 +47,7 @@ pub(crate) struct Operation {
     pub loss_bytes: u64,
     pub fua: bool,
     pub phase: Phase,
+    /// What is admitted as one.
     pub changes: VecDeque<Change>,
     pub merges: Vec<Merge>,
     /// The number of the last change admitted.

@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 
 use bowline_arena::{PAGE_BYTES, Span};
-use bowline_store::{BLOCK_BYTES, Lba, Payload};
+use bowline_store::{BLOCK_BYTES, Change, Lba, Payload};
 
 use crate::area::{Area, Edge};
-use crate::operation::{Change, Merge, clear_around, put};
+use crate::operation::{Merge, clear_around, put};
 use crate::{Disks, Volume};
 
 const _: () = assert!(PAGE_BYTES as u64 == BLOCK_BYTES);

@@ -2,8 +2,8 @@
 
 use bowline_arena::Span;
 use bowline_store::{
-    Disk, DiskId, Durability, Event, Lba, Media, Micros, Payload, Refused, Seq, Store, StoreError,
-    Ticket,
+    Change, Disk, DiskId, Durability, Event, Lba, Media, Micros, Payload, Refused, Seq, Store,
+    StoreError, Ticket,
 };
 
 /// An ordered store of disks, as this crate sees it.
@@ -32,6 +32,12 @@ pub trait Volume {
     /// # Errors
     /// When the change is not taken.
     fn discard(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused>;
+
+    /// Makes several changes as one.
+    ///
+    /// # Errors
+    /// When none of them is taken.
+    fn change(&mut self, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused>;
 
     /// Reads whole blocks; [`Event::Read`] gives the span back.
     fn read(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, into: Span);
@@ -89,6 +95,10 @@ impl<M: Media> Volume for Store<M> {
 
     fn discard(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
         Store::discard(self, disk, lba, blocks)
+    }
+
+    fn change(&mut self, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused> {
+        Store::change(self, disk, changes)
     }
 
     fn read(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, into: Span) {

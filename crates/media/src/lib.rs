@@ -18,10 +18,12 @@ mod target;
 mod threads;
 mod uring;
 mod work;
+mod writers;
 
 pub use clock::Clock;
 pub use flush::{FlushPlace, FlushPolicy};
 pub use open::{MediaEvents, OpenOptions, Opened, create_file, open};
-pub use target::{OpenError, TargetKind, in_use};
+pub use target::{OpenError, TargetKind};
 pub use threads::{ThreadEvents, ThreadMedia};
 pub use uring::{UringEvents, UringMedia};
+pub use writers::{Writers, writers, writers_gone};

@@ -60,25 +60,6 @@ pub enum TargetKind {
     Device,
 }
 
-/// Whether a block device is mounted, or part of something else that would not survive our
-/// writing to it. A file is never in use in this sense.
-///
-/// # Errors
-/// If it cannot be opened.
-pub fn in_use(path: &Path) -> std::io::Result<bool> {
-    let found = rustix::fs::stat(path)?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice {
-        return Ok(false);
-    }
-    // Exclusive opening of a device is refused exactly then. It is not kept: a dead server's
-    // claim would last as long as its I/O, and keep the successor out.
-    match rustix::fs::open(path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(_) => Ok(false),
-        Err(rustix::io::Errno::BUSY) => Ok(true),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// An open file or block device.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -95,14 +76,19 @@ struct Zeros([u8; PIECE_BYTES as usize]);
 static ZEROS: Zeros = Zeros([0; PIECE_BYTES as usize]);
 
 impl Target {
-    /// Opens a file or device, by the page cache only where it cannot be done without.
+    /// Opens a file or device, by the page cache only where it cannot be done without. A device to
+    /// be written to is claimed: [`writers`](crate::writers) tells by that.
     pub(crate) fn open(path: &Path, read_only: bool, direct: bool) -> Result<Target, OpenError> {
         let system = |what, cause: rustix::io::Errno| {
             let (path, cause) = (path.to_owned(), cause.into());
             OpenError::System { what, path, cause }
         };
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
-        let open = |extra| rustix::fs::open(path, access | OFlags::CLOEXEC | extra, Mode::empty());
+        let named = rustix::fs::stat(path).map_err(|error| system("look at", error))?;
+        let is_device = FileType::from_raw_mode(named.st_mode) == FileType::BlockDevice;
+        let claim = if is_device && !read_only { OFlags::EXCL } else { OFlags::empty() };
+        let flags = access | OFlags::CLOEXEC | claim;
+        let open = |extra| rustix::fs::open(path, flags | extra, Mode::empty());
         let (descriptor, direct) = match direct.then(|| open(OFlags::DIRECT)) {
             Some(Ok(descriptor)) => (descriptor, true),
             Some(Err(error)) if error != rustix::io::Errno::INVAL => {

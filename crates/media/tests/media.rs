@@ -10,13 +10,14 @@ use std::time::Duration;
 use bowline_arena::{Memory, Pages, Ring, RingOptions, SharedPages, Span};
 use bowline_media::filters::{Kind, log};
 use bowline_media::{
-    Clock, FlushPlace, MediaEvents, OpenOptions, Opened, TargetKind, conformance, create_file,
-    in_use, open,
+    Clock, FlushPlace, MediaEvents, OpenOptions, Opened, TargetKind, Writers, conformance,
+    create_file, open, writers, writers_gone,
 };
 use bowline_store::{Io, IoId, Media, MediumError, Micros};
 
 const BYTES: u64 = 8 << 20;
 const CLASS: u8 = 5;
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Place {
     _directory: tempfile::TempDir,
@@ -205,13 +206,12 @@ fn an_event_loop_polls_the_threads() {
 fn a_mounted_device_is_in_use() {
     let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") else { return };
     let devices = mounts.lines().filter_map(|line| line.split(' ').next());
-    let looked: Vec<bool> = devices
+    let looked: Vec<Writers> = devices
         .filter(|name| name.starts_with("/dev/"))
-        .filter_map(|name| in_use(Path::new(name)).ok())
+        .filter_map(|name| writers(Path::new(name)).ok())
         .collect();
     // An ordinary user may not look; then there is nothing to be asserted.
-    assert!(looked.iter().all(|used| *used), "{looked:?}");
-    assert!(!in_use(&std::env::current_exe().expect("own path")).expect("a file"));
+    assert!(looked.iter().all(|found| *found == Writers::Some), "{looked:?}");
 }
 
 #[test]
@@ -534,12 +534,15 @@ fn a_block_device_conforms() {
         let path = PathBuf::from(&device.0);
         let mut opened = open(&path, place.options(&[])).expect("opened");
         assert_eq!(opened.kind, TargetKind::Device);
-        assert!(!in_use(&path).expect("looked"), "open here is not in use by another");
+        assert_eq!(writers(&path).expect("looked"), Writers::Some, "it is claimed");
+        let options = OpenOptions { read_only: true, ..place.options(&[]) };
+        drop(open(&path, options).expect("readers claim nothing"));
         assert!(opened.direct);
         assert_eq!(opened.media.bytes_total(), BYTES);
         conformance::check(opened.media.as_mut(), &place.pages);
         let events = matches!(opened.events, MediaEvents::Uring(_));
         assert_eq!(events, place.ring.is_some());
         drop(opened);
+        assert_eq!(writers_gone(&path, PATIENCE).expect("looked"), Writers::None);
     }
 }

@@ -17,6 +17,32 @@ pub enum Payload<'a> {
     Owned(Vec<Span>),
 }
 
+/// A change of a range of blocks, to be made alone or with others at once.
+#[derive(Debug)]
+pub enum Change {
+    /// Whole blocks of bytes.
+    Write {
+        /// The first block.
+        lba: Lba,
+        /// The bytes; the spans together hold the blocks, each a whole number of them.
+        spans: Vec<Span>,
+    },
+    /// A run of zeros that stay reserved.
+    Zero {
+        /// The first block.
+        lba: Lba,
+        /// Number of blocks.
+        blocks: u64,
+    },
+    /// A run of holes.
+    Discard {
+        /// The first block.
+        lba: Lba,
+        /// Number of blocks.
+        blocks: u64,
+    },
+}
+
 /// Why a write or a flush is not taken now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -4,7 +4,7 @@
 //! Order, each step only after the one before is on the medium (rule D9):
 //! 1. Freeze: the open batch closes; everything up to it is what the checkpoint stands for.
 //! 2. Fold: large ranges first, then leaf by leaf, then inner pages from the bottom up.
-//! 3. Blob: catalogue, segments and live bits.
+//! 3. Blob: catalogue, segments and live bits, in two copies that share no slot.
 //! 4. Flush; by then every batch up to the frozen one has completed.
 //! 5. Superblock, flush; its second copy, flush.
 //!
@@ -12,16 +12,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::appender::Appender;
 use crate::catalogue::Catalogue;
 use crate::fold::Fold;
 use crate::format::{
-    BlobExtent, BlobSegment, LineageRecord, Position, SUPERBLOCK_COPIES, SegmentKind, Superblock,
-    checksum, encode_catalogue, encode_segment, superblock_at,
+    BLOB_COPIES, BlobExtent, BlobSegment, LineageRecord, Position, SUPERBLOCK_COPIES, SegmentKind,
+    Superblock, checksum, encode_catalogue, encode_segment, superblock_at,
 };
 use crate::io::Purpose;
 use crate::segments::{Piece, SlotState};
 use crate::store::{Broken, Store};
+use crate::streams::Stream;
 use crate::{BLOCK_BYTES, Io, LineageId, Media, MediumError, SegmentId, Seq};
 
 /// Segments written to the blob in one step.
@@ -66,7 +66,8 @@ pub(crate) struct Checkpoint {
     blob: Vec<u8>,
     blob_bytes: u64,
     blob_checksum: u64,
-    extents: Vec<BlobExtent>,
+    /// Where each copy of the blob lies.
+    extents: [Vec<BlobExtent>; BLOB_COPIES],
     /// Segments of which nothing is alive: not in the blob, and gone once it is durable.
     reaped: Vec<SegmentId>,
     root: Option<Superblock>,
@@ -142,7 +143,7 @@ impl<M: Media> Store<M> {
             blob: Vec::new(),
             blob_bytes: 0,
             blob_checksum: self.header.salt,
-            extents: Vec::new(),
+            extents: Default::default(),
             reaped: Vec::new(),
             root: None,
         });
@@ -253,7 +254,9 @@ impl<M: Media> Store<M> {
         let mut at = 0;
         let mut result = None;
         while checkpoint.blob.len() - at >= block_bytes || (all && checkpoint.blob.len() > at) {
-            if let Err(step) = self.ready_stream(SegmentKind::Blob) {
+            if let Err(step) =
+                (0..BLOB_COPIES).try_for_each(|at| self.ready_stream(Stream::Blob(at)))
+            {
                 result = Some(step);
                 break;
             }
@@ -263,13 +266,15 @@ impl<M: Media> Store<M> {
             checkpoint.blob_checksum = checksum(checkpoint.blob_checksum, &block);
             checkpoint.blob_bytes += bytes.len() as u64;
             at += bytes.len();
-            let index = self.streams.blob.put(&self.memory, &block);
-            let slot = self.streams.blob.target.map(|target| target.slot).unwrap_or_default();
-            match checkpoint.extents.last_mut() {
-                Some(last) if last.slot == slot && last.block + last.blocks == index => {
-                    last.blocks += 1;
+            for (stream, extents) in self.streams.blobs.iter_mut().zip(&mut checkpoint.extents) {
+                let index = stream.put(&self.memory, &block);
+                let slot = stream.target.map(|target| target.slot).unwrap_or_default();
+                match extents.last_mut() {
+                    Some(last) if last.slot == slot && last.block + last.blocks == index => {
+                        last.blocks += 1;
+                    }
+                    _ => extents.push(BlobExtent { slot, block: index, blocks: 1 }),
                 }
-                _ => checkpoint.extents.push(BlobExtent { slot, block: index, blocks: 1 }),
             }
         }
         checkpoint.blob.drain(..at);
@@ -280,16 +285,14 @@ impl<M: Media> Store<M> {
         if let Some(waits) = self.write_blob(checkpoint, true) {
             return Ok(waits);
         }
-        self.streams.blob.cut();
-        self.streams.map.cut();
-        if !self.streams.blob.is_idle() || !self.streams.map.is_idle() {
+        if !self.streams.checkpoint_is_written() {
             return Ok(Step::Waits);
         }
         // Not before: compaction may read a slot that is closed.
         for slot in std::mem::take(&mut self.streams.full) {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
-        if !Superblock::fits(checkpoint.extents.len()) {
+        if !checkpoint.extents.iter().all(|copy| Superblock::fits(copy.len())) {
             return Err("the checkpoint has too many pieces: the pool's slots are too small".into());
         }
         checkpoint.phase = Phase::Flush;
@@ -407,69 +410,11 @@ impl<M: Media> Store<M> {
     /// Slots of blobs that hold nothing of the new one are free: the last checkpoint's, and those
     /// of checkpoints that were given up.
     fn free_blob_slots(&mut self) {
-        let open = self.streams.blob_slot();
-        let is_kept =
-            |slot| open == Some(slot) || self.root.blob.iter().any(|extent| extent.slot == slot);
-        let dead: Vec<_> = self.segments.blob_slots().filter(|slot| !is_kept(*slot)).collect();
+        let mut kept = self.root.blob_slots();
+        kept.extend(self.streams.blob_slots());
+        let dead: Vec<_> = self.segments.blob_slots().filter(|slot| !kept.contains(slot)).collect();
         for slot in dead {
             self.segments.free_blob_slot(slot);
-        }
-    }
-
-    /// Makes sure that the stream of a kind takes a block now.
-    pub(crate) fn ready_stream(&mut self, kind: SegmentKind) -> Result<(), Step> {
-        let slot_blocks = self.segments.slot_blocks();
-        let stream = self.streams.of(kind);
-        if !stream.has_buffer() {
-            self.write_runs();
-            return Err(Step::Waits);
-        }
-        if stream.blocks_left(slot_blocks) > 0 {
-            return Ok(());
-        }
-        stream.cut();
-        let old = stream.target.map(|target| target.slot);
-        if !stream.has_buffer() {
-            self.write_runs();
-            return Err(Step::Waits);
-        }
-        let Some(slot) = self.segments.take_slot(kind) else { return Err(Step::Waits) };
-        let segment = self.segments.take_segment_id();
-        if kind == SegmentKind::Map {
-            self.streams.full.extend(old);
-            self.segments.add_whole(segment, kind, slot);
-        }
-        let identity = self.log.identity;
-        let memory = self.memory.clone();
-        self.streams.of(kind).begin(&memory, &identity, segment, slot);
-        if self.streams.of(kind).has_buffer() { Ok(()) } else { Err(Step::Waits) }
-    }
-
-    /// Submits the runs that are ready, of all streams.
-    pub(crate) fn write_runs(&mut self) {
-        for kind in [SegmentKind::Map, SegmentKind::Blob, SegmentKind::Images] {
-            while let Some(run) = self.streams.of(kind).ready() {
-                let at = self.header.block_at(run.slot, run.block);
-                match kind {
-                    SegmentKind::Images => self.counters.image_bytes += u64::from(run.from.bytes),
-                    _ => self.counters.map_bytes += u64::from(run.from.bytes),
-                }
-                let io = Io::Write { at, from: vec![run.from] };
-                self.in_flight.submit(&mut self.media, Purpose::Run(kind, run.buffer), io);
-            }
-        }
-    }
-
-    pub(crate) fn run_done(
-        &mut self,
-        kind: SegmentKind,
-        buffer: u32,
-        result: Result<(), MediumError>,
-    ) {
-        self.streams.of(kind).done(buffer);
-        match result {
-            Ok(()) => {}
-            Err(error) => self.stop_writing(&format!("a write of {kind:?} failed: {error}")),
         }
     }
 }
@@ -483,41 +428,6 @@ pub(crate) enum Step {
     Waits,
     /// It is over.
     Done,
-}
-
-/// The streams checkpoints and compaction write to.
-pub(crate) struct Streams {
-    map: Appender,
-    blob: Appender,
-    pub images: Appender,
-    page: bowline_arena::Span,
-    /// Map slots that are full, some of whose pages may still be on their way.
-    full: Vec<crate::SlotId>,
-    io_finished: bool,
-}
-
-impl Streams {
-    pub(crate) fn new(
-        map: Appender,
-        blob: Appender,
-        images: Appender,
-        page: bowline_arena::Span,
-    ) -> Self {
-        Streams { map, blob, images, page, full: Vec::new(), io_finished: false }
-    }
-
-    /// The slot that blobs are written to, if one is open.
-    pub(crate) fn blob_slot(&self) -> Option<crate::SlotId> {
-        self.blob.target.map(|target| target.slot)
-    }
-
-    pub(crate) fn of(&mut self, kind: SegmentKind) -> &mut Appender {
-        match kind {
-            SegmentKind::Map => &mut self.map,
-            SegmentKind::Blob => &mut self.blob,
-            SegmentKind::Images | SegmentKind::Log => &mut self.images,
-        }
-    }
 }
 
 /// Pages of the old tree that die with a checkpoint, by segment.

@@ -223,11 +223,7 @@ impl<M: Media> Store<M> {
                 self.make_room();
                 return true;
             };
-            let todo = self.begin_victim(victim);
-            let (emptied, moves, full) = (Vec::new(), Vec::new(), Vec::new());
-            let phase = Phase::Copy;
-            self.compaction.job =
-                Some(Job { victim, emptied, todo, source: None, moves, full, phase });
+            self.compaction.job = Some(self.job_for(victim));
         }
         let Some(mut job) = self.compaction.job.take() else { return false };
         let step = self.step_job(&mut job);

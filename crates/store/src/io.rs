@@ -1,6 +1,6 @@
 //! The store's I/O in flight: what each id stands for.
 
-use crate::format::SegmentKind;
+use crate::streams::Stream;
 use crate::{BatchNumber, Io, IoId, Media};
 
 /// Why an I/O was submitted, and so what its completion means.
@@ -19,7 +19,7 @@ pub(crate) enum Purpose {
     /// A copy of the superblock.
     Superblock,
     /// A run of blocks of a stream.
-    Run(SegmentKind, u32),
+    Run(Stream, u32),
     /// Space of a slot that the log will come to.
     Prepare,
     /// I/O of a scrub: a read (0), a write (1), a flush (2).

@@ -29,10 +29,11 @@ mod segments;
 mod staging;
 mod status;
 mod store;
+mod streams;
 pub mod tables;
 
 pub use api::{
-    BlockState, Disk, Durability, Event, Extent, LossLimits, Payload, Provision, ReadError,
+    BlockState, Change, Disk, Durability, Event, Extent, LossLimits, Payload, Provision, ReadError,
     Refused, StoreError, Ticket,
 };
 pub use check::{

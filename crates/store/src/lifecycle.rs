@@ -44,7 +44,7 @@ impl<M: Media> Store<M> {
     }
 
     /// Waits for one thing to happen.
-    fn go_on(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn go_on(&mut self) -> Result<(), StoreError> {
         let now = Micros(self.now.0 + 1);
         if self.poll(now) {
             return Ok(());

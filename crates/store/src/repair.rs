@@ -1,22 +1,27 @@
 //! What can be done about damage while nobody serves the pool. Nothing is done that was not asked
 //! for: the steps come from a check, and each says what it gives up.
 //!
-//! - Damaged copies of the pool header and of superblocks are written again from good ones.
+//! - Damaged copies of the pool header, of superblocks and of the last checkpoint's blob are
+//!   written again from good ones.
 //! - A damaged log is cut off behind its last good batch, as recovery would at a torn end.
-//! - What only a damaged page of the map knew is marked as lost in the page above: reads of it fail
-//!   until it is written or discarded. Zeros in its place would be wrong data.
+//! - Blocks that cannot be read, and what only a damaged page of the map knew, are marked as lost
+//!   in the page above: reads of them fail until they are written or discarded. Zeros in their
+//!   place would be wrong data.
+//! - A slot in which a header or a head is damaged is emptied, as compaction would in time.
 //!
 //! Cut and marks become a fact with the superblock of one checkpoint. Before that nothing on the
-//! medium that anything points to has changed.
+//! medium that anything points to has changed. Slots are emptied after that: what is lost in them
+//! keeps nothing any more.
 
 use bowline_arena::SharedPages;
 
 use crate::blocking::Blocking;
 use crate::check::RepairStep;
 use crate::format::{POOL_HEADER_AT, PoolHeader, Superblock, superblock_at};
-use crate::recovery::{choose_root, read_header, read_roots};
+use crate::recovery::{choose_root, read_blob_copy, read_header, read_roots};
 use crate::store::{ArenaRegion, Store, StoreOptions};
-use crate::{BLOCK_BYTES, Epoch, Media, StoreError};
+use crate::tables::Entry;
+use crate::{BLOCK_BYTES, Epoch, Lba, LineageId, Media, StoreError};
 
 /// Carries out what a check proposed. The options are those to open the pool with; a pool whose
 /// arena is gone asks for `accept_loss` here as anywhere.
@@ -34,24 +39,52 @@ pub fn repair<M: Media>(
         rewrite_copies(&mut media, &arena.pages)?;
     }
     let mut options = options;
+    let (mut blocks_lost, mut slots) = (Vec::new(), Vec::new());
     for step in steps {
         match step {
             RepairStep::Copies => {}
             RepairStep::CutLog { after } => options.accept_cut = Some(*after),
+            RepairStep::Empty { slot } => slots.push(*slot),
+            RepairStep::GiveUp { lineage, level: 0, lba, blocks, .. } => {
+                blocks_lost.push((*lineage, *lba, *blocks));
+            }
             RepairStep::GiveUp { lineage, level, index, .. } => {
                 options.give_up.push((*lineage, *level, *index));
             }
         }
     }
-    if options.accept_cut.is_none() && options.give_up.is_empty() {
+    if steps.iter().all(|step| *step == RepairStep::Copies) {
         return Ok(());
     }
     let mut store = Store::open(media, arena, options)?;
     if let Some(cause) = store.status().state.refuses_writes() {
         return Err(StoreError::Damaged(cause));
     }
+    for (lineage, lba, blocks) in blocks_lost {
+        store.give_up_blocks(lineage, lba, blocks);
+    }
     store.checkpoint_now()?;
+    for slot in slots {
+        store.empty_slot(slot)?;
+    }
     store.close()
+}
+
+impl<M: Media> Store<M> {
+    /// Blocks are lost from now on. That becomes a fact with the next checkpoint.
+    fn give_up_blocks(&mut self, lineage: LineageId, lba: Lba, blocks: u64) {
+        for lba in (lba.0..lba.0 + blocks).map(Lba) {
+            if !self.map.active.has_room(1) {
+                self.map.enlarge();
+            }
+            let active = &mut self.map.active;
+            active.ordinal += 1;
+            let old = active.deltas.insert(lineage, lba, Entry::LOST, active.ordinal);
+            if let Some(old) = old.filter(|old| old.entry.has_address()) {
+                self.segments.clear_live(old.entry);
+            }
+        }
+    }
 }
 
 fn rewrite_copies<M: Media>(media: &mut M, pages: &SharedPages) -> Result<(), StoreError> {
@@ -81,6 +114,36 @@ fn rewrite_copies<M: Media>(media: &mut M, pages: &SharedPages) -> Result<(), St
         medium.write_block(superblock_at(one.pair, one.copy), |block| {
             found.encode(header.salt, block);
         })?;
+        medium.flush()?;
+    }
+    rewrite_blobs(&mut medium, &header, &root)
+}
+
+/// Writes copies of the last checkpoint's blob that do not verify again, where they are.
+fn rewrite_blobs<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+) -> Result<(), StoreError> {
+    let copies: Vec<_> =
+        (0..root.blob.len()).map(|copy| read_blob_copy(medium, header, root, copy)).collect();
+    let Some(good) = copies.iter().find_map(|copy| copy.as_ref().ok()) else {
+        // Checks say what that means; no copy can help another one.
+        return Ok(());
+    };
+    for (extents, found) in root.blob.iter().zip(&copies) {
+        if found.is_ok() {
+            continue;
+        }
+        let mut blocks = good.chunks(BLOCK_BYTES as usize);
+        for (slot, block) in extents.iter().flat_map(|extent| {
+            (extent.block..extent.block + extent.blocks).map(|block| (extent.slot, block))
+        }) {
+            let bytes = blocks.next().unwrap_or_default();
+            medium.write_block(header.block_at(slot, block), |block| {
+                block[..bytes.len()].copy_from_slice(bytes);
+            })?;
+        }
         medium.flush()?;
     }
     Ok(())

@@ -7,8 +7,9 @@
 //! - K: one slot for the log to go on in after a failure of the medium, or for a start. It is used
 //!   up by one of them, and there again when the next checkpoint is durable.
 //! - R: what the checkpoint under way and the one after it may take at most, counted in full until
-//!   they are durable. Pages: all leaves with changes, and what lies above them. Blob: two blobs
-//!   and a slot they may share, less the slots that hold the one the superblock names.
+//!   they are durable. Pages: all leaves with changes, and what lies above them. Blob, for each
+//!   copy: two slots if two blobs fit one, else two blobs and a slot they may share; less the slots
+//!   that hold those the superblock names.
 //! - x = F - K - R: the margin.
 //!
 //! who takes a slot | may, if the margin stays at
@@ -46,9 +47,9 @@ use crate::map::Generation;
 use crate::store::Store;
 use crate::{BLOCK_BYTES, SlotId};
 
-/// Slots no live data may take: two of the log, the open ones of map and images, three for blobs,
-/// one for pages, one for failures, four of margin, and two in transit.
-const SLOTS_KEPT_MIN: u64 = 15;
+/// Slots no live data may take: two of the log, the open ones of map and images, two for each copy
+/// of blobs, one for pages, one for failures, four of margin, and two in transit.
+const SLOTS_KEPT_MIN: u64 = 16;
 /// One of so many slots at most is kept for the largest write beyond two.
 const LARGE_WRITE_SHARE: u64 = 16;
 /// Percent of all slots that are kept at least.
@@ -152,9 +153,7 @@ impl<M: Media> Store<M> {
         let frozen = self.map.frozen.as_ref().map_or(0, |_| self.frozen_pages);
         let usable = u64::from(self.segments.slot_blocks() - 1);
         let pages = (frozen + self.pages_max(more)).div_ceil(usable) as usize;
-        let blob = self.blob_blocks_max().div_ceil(usable) as usize;
-        let held = self.blob_slots_held();
-        1 + pages + (2 * blob + 1).saturating_sub(held)
+        1 + pages + self.blob_slots_to_come(usable)
     }
 
     /// The margin: free slots beyond what is reserved.
@@ -175,17 +174,28 @@ impl<M: Media> Store<M> {
         (bytes as u64).div_ceil(BLOCK_BYTES)
     }
 
-    /// Slots that the blob of the last checkpoint lies in, and the one blobs are written to.
-    fn blob_slots_held(&self) -> usize {
-        let mut last: Option<SlotId> = self.streams.blob_slot();
-        let mut count = usize::from(last.is_some());
-        for extent in self.root.blob.iter().rev() {
-            if last != Some(extent.slot) {
-                count += 1;
-                last = Some(extent.slot);
+    /// Slots that the blobs of two checkpoints may take beyond those blobs lie in now.
+    fn blob_slots_to_come(&self, usable: u64) -> usize {
+        let blob = self.blob_blocks_max();
+        let copies = self.root.blob.iter().zip(&self.streams.blobs);
+        let to_come = copies.map(|(extents, stream)| {
+            let mut last: Option<SlotId> = stream.target.map(|target| target.slot);
+            let is_open = last.is_some();
+            let mut held = usize::from(is_open);
+            for extent in extents.iter().rev() {
+                if last != Some(extent.slot) {
+                    held += 1;
+                    last = Some(extent.slot);
+                }
             }
-        }
-        count
+            // Two that fit one slot lie in two at the most, if the second follows the first.
+            let most = match 2 * blob <= usable {
+                true => 2 + usize::from(!is_open),
+                false => 2 * blob.div_ceil(usable) as usize + 1,
+            };
+            most.saturating_sub(held)
+        });
+        to_come.sum()
     }
 
     /// Most blocks that may be alive: the rest is for the pool to work with.
@@ -221,7 +231,7 @@ mod tests {
         assert_eq!(share(319, 32), 91);
         assert!(share(127, 16) >= 80 && share(127, 8) >= 80, "{}", share(127, 8));
         assert!(share(63, 32) >= 68);
-        assert!(share(24, 1) > 25);
+        assert!(share(24, 1) > 20);
     }
 
     #[test]

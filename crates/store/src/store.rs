@@ -18,7 +18,7 @@ use bowline_arena::{Memory, SharedPages, Span};
 
 use crate::api::{Event, Ticket};
 use crate::catalogue::Catalogue;
-use crate::checkpoint::{Checkpoint, Frozen, Streams};
+use crate::checkpoint::{Checkpoint, Frozen};
 use crate::compaction::Compaction;
 use crate::format::{PoolHeader, Superblock};
 use crate::io::{InFlight, Purpose};
@@ -30,6 +30,7 @@ use crate::reserve::Shape;
 use crate::scrub::Scrub;
 use crate::segments::Segments;
 use crate::status::{Counters, PoolState};
+use crate::streams::Streams;
 use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
 
 pub(crate) use apply::{apply, apply_record};
@@ -53,6 +54,10 @@ pub struct StoreOptions {
     pub instance: u64,
     /// Takes a pool whose acknowledged writes were lost with its arena.
     pub accept_loss: bool,
+    /// It is known that no I/O of a former owner can land any more, wherever its rings are. If that
+    /// cannot be told, a pool whose last owner died on this boot is written to only with the arena
+    /// of that owner, beside which its rings lie.
+    pub is_quiet: bool,
     /// Goes on behind this batch, where a damaged log ends: what lay behind is lost. Only repair
     /// says so.
     #[doc(hidden)]
@@ -74,6 +79,7 @@ impl Default for StoreOptions {
             boot: 0,
             instance: 1,
             accept_loss: false,
+            is_quiet: true,
             accept_cut: None,
             give_up: Vec::new(),
             broken: Vec::new(),

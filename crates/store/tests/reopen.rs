@@ -295,19 +295,19 @@ fn four_fifths_of_a_pool_hold_live_data() {
 fn overwrites_go_on_for_ever() {
     let mut world = World::new(40, 256 << 10);
     let mut random = Random(5);
-    for lba in 0..1280 {
+    for lba in 0..1150 {
         world.write(lba, 1, 1);
     }
     for _ in 0..10_000 {
         let tag = random.below(255) as u8 + 1;
-        let lba = random.below(1280);
+        let lba = random.below(1150);
         assert!(world.write(lba, 1, tag), "no space: {:?}", world.store.status());
     }
-    world.check(1280);
+    world.check(1150);
     assert!(world.store.status().counters.slots_compacted > 0);
     world.flush();
     world.store.close().unwrap();
     world = world.power_cut(9);
-    world.check(1280);
+    world.check(1150);
     assert_eq!(world.store.status().counters.batches_replayed, 0);
 }

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bowline_arena::{Memory, OwnerLock, Pages};
 use bowline_store::{CreateOptions, PoolId};
 
-use super::{Create, failed, is_device};
+use super::{Create, PATIENCE, failed, is_device, nobody_writes};
 use crate::control::api::{Kind, PoolCreated, Problem};
 
 /// What making a pool needs of memory.
@@ -53,6 +53,8 @@ fn over(order: &Create, is_new: bool) -> Result<PoolCreated, Problem> {
         return Err(Problem::new(Kind::Busy, what).why("another process has it locked"));
     };
     if !is_new {
+        // A pool that was here may have I/O of its dead server under way.
+        nobody_writes(path, PATIENCE)?;
         clear(order).map_err(|error| failed(path, "clear", error))?;
     }
     let memory = Rc::new(Memory::private(MEMORY_BYTES));

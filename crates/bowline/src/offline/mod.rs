@@ -7,15 +7,20 @@ mod repair;
 mod signature;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use bowline_media::{Writers, writers_gone};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::control::api::{CheckReport, Kind, PoolCreated, Problem, RepairReport};
 
 pub use repair::Repair;
+
+/// How long the I/O of a dead server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A pool that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,24 +64,38 @@ pub fn must_not_be_in_use(path: &Path) -> Result<(), Problem> {
         let what = format!("{} is in use", path.display());
         Problem::new(Kind::Busy, what).why(why).next("stop who uses it first")
     };
-    let mut options = OpenOptions::new();
-    options.read(true);
-    if is_device(path) {
-        // The kernel refuses an exclusive open of a device that is mounted or part of another.
-        options.custom_flags(rustix::fs::OFlags::EXCL.bits().cast_signed());
-    }
-    let file = match options.open(path) {
+    let file = match OpenOptions::new().read(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-            return Err(busy("it is mounted, or part of another device"));
-        }
         Err(error) => return Err(failed(path, "open", error)),
     };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(busy("a server has it open")),
-        Err(error) => Err(failed(path, "lock", error)),
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(busy("a server has it open")),
+        Err(error) => return Err(failed(path, "lock", error)),
+    }
+    drop(file);
+    if is_device(path) { nobody_writes(path, PATIENCE).map(drop) } else { Ok(()) }
+}
+
+/// Waits until nobody can write to a file or device: no process, and no I/O of a dead one. The
+/// caller holds its lock. False if that cannot be told here.
+///
+/// # Errors
+/// If somebody still can.
+pub fn nobody_writes(path: &Path, patience: Duration) -> Result<bool, Problem> {
+    match writers_gone(path, patience).map_err(|error| failed(path, "open", error))? {
+        Writers::None => Ok(true),
+        Writers::Unknown => Ok(false),
+        Writers::Some => {
+            let why = if is_device(path) {
+                "it is mounted, part of another device, or I/O of a dead server is still under way"
+            } else {
+                "another process has it open for writing, or a dead server's I/O is still under way"
+            };
+            let what = format!("{} is in use", path.display());
+            Err(Problem::new(Kind::Busy, what).why(why).next("wait for it, or stop who uses it"))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use bowline_arena::{Arena, Memory, OwnerLock, Pages, boot_id};
 use bowline_store::{ArenaRegion, CheckOptions, CheckReport, RepairStep, StoreOptions};
 
 use super::check::{losses, place_of};
-use super::failed;
+use super::{PATIENCE, failed, nobody_writes};
 use crate::control::api::{Finding, Kind, Problem, RepairReport};
 
 const CHECK_BYTES: u64 = 64 << 20;
@@ -34,13 +34,14 @@ pub fn repair(path: &Path, order: Repair) -> Result<RepairReport, Problem> {
             .why("a server has it open")
             .next("stop the server first"));
     };
+    let is_quiet = nobody_writes(path, PATIENCE)?;
     let report = checked(path)?;
     let mut findings: Vec<Finding> =
         report.repairs.iter().map(|step| step_words(&report, step)).collect();
     findings.extend(losses(&report));
     let applied = order.apply && !report.repairs.is_empty();
     if applied {
-        apply(path, &report.repairs, order.accept_loss)?;
+        apply(path, &report.repairs, order.accept_loss, is_quiet)?;
     }
     Ok(RepairReport { applied, findings })
 }
@@ -56,13 +57,18 @@ fn checked(path: &Path) -> Result<CheckReport, Problem> {
         .map_err(|error| failed(path, "check", error))
 }
 
-fn apply(path: &Path, steps: &[RepairStep], accept_loss: bool) -> Result<(), Problem> {
+fn apply(
+    path: &Path,
+    steps: &[RepairStep],
+    accept_loss: bool,
+    is_quiet: bool,
+) -> Result<(), Problem> {
     let Arena { memory, control, pages, .. } = Arena::private(CONTROL_BYTES, PAGE_BYTES);
     let options = bowline_media::OpenOptions::new(memory);
     let opened = bowline_media::open(path, options).map_err(|error| failed(path, "open", error))?;
     let region = ArenaRegion { control, pages, is_fresh: true };
     let boot = boot_id().map_err(|error| failed(path, "find this boot of", error))?;
-    let options = StoreOptions { boot, accept_loss, ..StoreOptions::default() };
+    let options = StoreOptions { boot, accept_loss, is_quiet, ..StoreOptions::default() };
     bowline_store::repair(opened.media, region, steps, options)
         .map_err(|error| failed(path, "repair", error))
 }
@@ -79,9 +85,17 @@ fn step_words(report: &CheckReport, step: &RepairStep) -> Finding {
             format!("the log is cut off behind batch {after}"),
             "what lies behind it is lost: the writes listed, and what the missing batch held",
         ),
-        RepairStep::GiveUp { disk, lba, blocks, .. } => (
+        RepairStep::Empty { slot } => (
+            format!("slot {slot}"),
+            "what lies in it is moved elsewhere, away from a damaged header".into(),
+            "nothing is lost by it",
+        ),
+        RepairStep::GiveUp { disk, lba, blocks, level, .. } => (
             place_of(report, *disk, lba.0, *blocks),
-            "what only a damaged page of the map knew is given up".into(),
+            match level {
+                0 => "what cannot be read is given up".into(),
+                _ => "what only a damaged page of the map knew is given up".into(),
+            },
             "reads of the blocks listed fail until they are written or discarded",
         ),
     };
@@ -105,6 +119,7 @@ mod tests {
         create(&order).unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(&[0x55; 512], 0).unwrap();
+        drop(file);
         let said = repair(&path, Repair { apply: false, accept_loss: false }).unwrap();
         assert_eq!((said.applied, said.findings.len()), (false, 1));
         assert_eq!(check(&path).unwrap().verdict, Verdict::Repairable);

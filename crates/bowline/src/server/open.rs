@@ -22,6 +22,7 @@ use super::pool;
 use super::ring_sockets::MEDIUM;
 use super::tuning::Tuning;
 use crate::control::api::{Condition, Kind, Problem};
+use crate::offline;
 
 /// Bytes of the arena for the store's records.
 const CONTROL_BYTES: u64 = 2 << 20;
@@ -100,10 +101,6 @@ pub fn open(config: &ServeConfig) -> Result<Opened, Problem> {
     }
     let header = pool::header(&config.pool)?;
     let lock = lock(config, &header)?;
-    if bowline_media::in_use(&config.pool).map_err(|e| pool::failed(&config.pool, "open", e))? {
-        return Err(Problem::new(Kind::Busy, format!("{} is in use", config.pool.display()))
-            .why("it is mounted, or part of another device"));
-    }
     let arena = Arena::open(&ArenaOptions {
         directory: Some(config.arena.clone()),
         pool: header.pool.0,
@@ -126,6 +123,9 @@ fn opened(
     lock: OwnerLock,
     arena: Arena,
 ) -> Result<Opened, Problem> {
+    // The fence of the rings beside the arena has been passed; a server that died may have had
+    // another directory, or somebody has removed its rings.
+    let is_quiet = offline::nobody_writes(&config.pool, PATIENCE)?;
     let Arena { memory, mut control, pages, adopted, file, .. } = arena;
     let mut file = file.unwrap_or_else(|| unreachable!("an arena that was opened has a file"));
     if let Some(adopted) = &adopted {
@@ -159,6 +159,7 @@ fn opened(
         instance: 1,
         accept_loss: config.accept_loss,
         write_bytes_max: REQUEST_BYTES_MAX + 2 * PAGE,
+        is_quiet,
         ..StoreOptions::default()
     };
     let region = ArenaRegion { control, pages: pages.clone(), is_fresh: adopted.is_none() };

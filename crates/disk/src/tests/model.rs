@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bowline_arena::{SharedPages, Span};
 use bowline_store::{
-    BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, LossLimits,
-    MediumError, Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
+    BLOCK_BYTES, BlockState, Change, Disk, DiskId, Durability, Event, Extent, Lba, LineageId,
+    LossLimits, MediumError, Micros, Payload, Provision, ReadError, Refused, Seq, StoreError,
+    Ticket,
 };
 
 use super::Random;
 use crate::Volume;
 
-/// One admitted change.
+/// One admitted change: bytes at one place, or at several.
 struct Record {
     disk: DiskId,
-    at: usize,
-    bytes: Vec<u8>,
+    pieces: Vec<(usize, Vec<u8>)>,
 }
 
 struct Read {
@@ -118,19 +118,33 @@ impl ModelVolume {
     pub fn after_cut(&self, disk: DiskId, count: u64) -> Vec<u8> {
         let mut bytes = vec![0; self.contents[&disk].len()];
         for record in self.log.iter().take(count as usize).filter(|record| record.disk == disk) {
-            bytes[record.at..record.at + record.bytes.len()].copy_from_slice(&record.bytes);
+            for (at, piece) in &record.pieces {
+                bytes[*at..*at + piece.len()].copy_from_slice(piece);
+            }
         }
         bytes
     }
 
-    fn admit(&mut self, disk: DiskId, lba: Lba, bytes: Vec<u8>, state: BlockState) -> Seq {
-        let at = (lba.0 * BLOCK_BYTES) as usize;
-        let content = self.contents.get_mut(&disk).unwrap();
-        content[at..at + bytes.len()].copy_from_slice(&bytes);
-        let blocks = lba.0 as usize..lba.0 as usize + bytes.len() / BLOCK_BYTES as usize;
-        self.states.get_mut(&disk).unwrap()[blocks].fill(state);
-        self.log.push(Record { disk, at, bytes });
+    fn admit(&mut self, disk: DiskId, changes: Vec<(Lba, Vec<u8>, BlockState)>) -> Seq {
+        let mut pieces = Vec::new();
+        for (lba, bytes, state) in changes {
+            let at = (lba.0 * BLOCK_BYTES) as usize;
+            let content = self.contents.get_mut(&disk).unwrap();
+            content[at..at + bytes.len()].copy_from_slice(&bytes);
+            let blocks = lba.0 as usize..lba.0 as usize + bytes.len() / BLOCK_BYTES as usize;
+            self.states.get_mut(&disk).unwrap()[blocks].fill(state);
+            pieces.push((at, bytes));
+        }
+        self.log.push(Record { disk, pieces });
         Seq(self.log.len() as u64)
+    }
+
+    fn taken(&self, spans: &mut Vec<Span>) -> Vec<u8> {
+        let mut pages = self.pages.borrow_mut();
+        let memory = pages.memory().clone();
+        let bytes = spans.iter().flat_map(|span| memory.slice(span).to_vec()).collect();
+        spans.drain(..).for_each(|span| pages.give(span));
+        bytes
     }
 
     fn refusal(&mut self) -> Result<(), Refused> {
@@ -169,28 +183,36 @@ impl Volume for ModelVolume {
         self.refusal()?;
         let bytes = match payload {
             Payload::Copied(slices) => slices.concat(),
-            Payload::Owned(spans) => {
-                let mut pages = self.pages.borrow_mut();
-                let memory = pages.memory().clone();
-                let bytes = spans.iter().flat_map(|span| memory.slice(span).to_vec()).collect();
-                spans.drain(..).for_each(|span| pages.give(span));
-                bytes
-            }
+            Payload::Owned(spans) => self.taken(spans),
         };
         assert!(!bytes.is_empty() && bytes.len().is_multiple_of(BLOCK_BYTES as usize));
-        Ok(self.admit(disk, lba, bytes, BlockState::Data))
+        Ok(self.admit(disk, vec![(lba, bytes, BlockState::Data)]))
+    }
+
+    fn change(&mut self, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused> {
+        self.refusal()?;
+        let zeros = |blocks: u64| vec![0; (blocks * BLOCK_BYTES) as usize];
+        let mut all = Vec::new();
+        for change in changes {
+            all.push(match change {
+                Change::Write { lba, spans } => (*lba, self.taken(spans), BlockState::Data),
+                Change::Zero { lba, blocks } => (*lba, zeros(*blocks), BlockState::Zero),
+                Change::Discard { lba, blocks } => (*lba, zeros(*blocks), BlockState::Hole),
+            });
+        }
+        Ok(self.admit(disk, all))
     }
 
     fn zero(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
         self.refusal()?;
         let bytes = vec![0; (blocks * BLOCK_BYTES) as usize];
-        Ok(self.admit(disk, lba, bytes, BlockState::Zero))
+        Ok(self.admit(disk, vec![(lba, bytes, BlockState::Zero)]))
     }
 
     fn discard(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
         self.refusal()?;
         let bytes = vec![0; (blocks * BLOCK_BYTES) as usize];
-        Ok(self.admit(disk, lba, bytes, BlockState::Hole))
+        Ok(self.admit(disk, vec![(lba, bytes, BlockState::Hole)]))
     }
 
     fn read(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, into: Span) {
@@ -274,7 +296,7 @@ impl Volume for ModelVolume {
         let found = found.ok_or_else(|| StoreError::Invalid("no such disk".into()))?;
         found.durability = durability;
         // A record of the log that changes no bytes.
-        self.log.push(Record { disk, at: 0, bytes: Vec::new() });
+        self.log.push(Record { disk, pieces: Vec::new() });
         Ok(())
     }
 }

@@ -124,6 +124,37 @@ fn parts_of_blocks_are_zeroed_and_not_discarded() {
     }
 }
 
+/// Whether a loss of power at any point leaves all or nothing of a long run of zeros whose edges
+/// are not whole blocks.
+fn long_zeros_are_whole(broken: Option<Broken>) -> bool {
+    let mut is_whole = true;
+    for (offset, keep) in [(512, true), (512, false), (4096, true), (0, false)] {
+        let mut disks = quiet(128 * BLOCK_BYTES, Durability::Strict);
+        disks.broken = broken;
+        let ones = vec![1; 128 * BLOCK_BYTES as usize];
+        assert_eq!(write(&mut disks, 1, 0, &ones), OK);
+        let before = disks.store().admitted_through().0;
+        let bytes = 100 * BLOCK_BYTES + if offset % BLOCK_BYTES == 0 { 1024 } else { 0 };
+        assert_eq!(disks.zero(Ticket(4), DISK, offset, bytes, keep, false), Submitted::Pending);
+        poll(&mut disks, 1);
+        assert_eq!(done(&mut disks), [(4, Ok(()))]);
+        let mut zeroed = ones.clone();
+        zeroed[offset as usize..(offset + bytes) as usize].fill(0);
+        assert!(disks.store().contents(DISK) == zeroed);
+        for count in before..=disks.store().admitted_through().0 {
+            let found = disks.store().after_cut(DISK, count);
+            is_whole &= found == ones || found == zeroed;
+        }
+    }
+    is_whole
+}
+
+#[test]
+fn a_long_run_of_zeros_is_one_change() {
+    assert!(long_zeros_are_whole(None));
+    assert!(!long_zeros_are_whole(Some(Broken::SplitAdmission)), "nobody would notice");
+}
+
 #[test]
 fn states_are_told_in_bytes() {
     let mut disks = quiet(10 * BLOCK_BYTES, Durability::Strict);

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bowline_arena::{SharedPages, Span};
 use bowline_disk::Volume;
 use bowline_store::{
-    BLOCK_BYTES, BlockState, Disk, DiskId, Durability, Event, Extent, Lba, LineageId, LossLimits,
-    MediumError, Micros, Payload, Provision, ReadError, Refused, Seq, StoreError, Ticket,
+    BLOCK_BYTES, BlockState, Change, Disk, DiskId, Durability, Event, Extent, Lba, LineageId,
+    LossLimits, MediumError, Micros, Payload, Provision, ReadError, Refused, Seq, StoreError,
+    Ticket,
 };
 
 enum Block {
@@ -86,11 +87,8 @@ impl MapVolume {
         self.seq += 1;
         Ok(())
     }
-}
 
-impl Volume for MapVolume {
-    fn write(&mut self, disk: DiskId, lba: Lba, payload: &mut Payload<'_>) -> Result<Seq, Refused> {
-        self.admit()?;
+    fn put(&mut self, disk: DiskId, lba: Lba, payload: &mut Payload<'_>) {
         let memory = self.pages.borrow().memory().clone();
         let bytes = match payload {
             Payload::Copied(slices) => slices.concat(),
@@ -105,18 +103,47 @@ impl Volume for MapVolume {
         for (index, block) in bytes.chunks(BLOCK_BYTES as usize).enumerate() {
             self.blocks.insert((disk, lba.0 + index as u64), Block::Data(block.to_vec()));
         }
+    }
+
+    fn put_zeros(&mut self, disk: DiskId, lba: Lba, blocks: u64) {
+        (lba.0..lba.0 + blocks).for_each(|lba| drop(self.blocks.insert((disk, lba), Block::Zero)));
+    }
+
+    fn put_holes(&mut self, disk: DiskId, lba: Lba, blocks: u64) {
+        self.blocks.retain(|(of, at), _| *of != disk || *at < lba.0 || *at >= lba.0 + blocks);
+    }
+}
+
+impl Volume for MapVolume {
+    fn write(&mut self, disk: DiskId, lba: Lba, payload: &mut Payload<'_>) -> Result<Seq, Refused> {
+        self.admit()?;
+        self.put(disk, lba, payload);
+        Ok(Seq(self.seq))
+    }
+
+    fn change(&mut self, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused> {
+        self.admit()?;
+        for change in changes {
+            match change {
+                Change::Write { lba, spans } => {
+                    self.put(disk, *lba, &mut Payload::Owned(std::mem::take(spans)));
+                }
+                Change::Zero { lba, blocks } => self.put_zeros(disk, *lba, *blocks),
+                Change::Discard { lba, blocks } => self.put_holes(disk, *lba, *blocks),
+            }
+        }
         Ok(Seq(self.seq))
     }
 
     fn zero(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
         self.admit()?;
-        (lba.0..lba.0 + blocks).for_each(|lba| drop(self.blocks.insert((disk, lba), Block::Zero)));
+        self.put_zeros(disk, lba, blocks);
         Ok(Seq(self.seq))
     }
 
     fn discard(&mut self, disk: DiskId, lba: Lba, blocks: u64) -> Result<Seq, Refused> {
         self.admit()?;
-        self.blocks.retain(|(of, at), _| *of != disk || *at < lba.0 || *at >= lba.0 + blocks);
+        self.put_holes(disk, lba, blocks);
         Ok(Seq(self.seq))
     }
 

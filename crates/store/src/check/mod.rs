@@ -74,7 +74,7 @@ struct Checker<'a, 'o, M> {
 impl<M: Media> Checker<'_, '_, M> {
     fn run(&mut self, root: Superblock) -> Result<(), StoreError> {
         let map = Map::new(self.header.salt, DELTA_BYTES, MAP_FRAMES, Vec::new());
-        for extent in &root.blob {
+        for extent in root.blob.iter().flatten() {
             let (slot, block) = (extent.slot, extent.block);
             self.place(PlaceKind::Blob, slot, block, extent.blocks);
         }
@@ -86,6 +86,11 @@ impl<M: Media> Checker<'_, '_, M> {
                 return Ok(());
             }
         };
+        for (copy, what) in std::mem::take(&mut known.bad_blobs) {
+            let place = format!("copy {copy} of the last checkpoint");
+            self.report.find(Severity::Repairable, place, what, roots::AGAIN);
+            self.report.repair(RepairStep::Copies);
+        }
         let damage = self.follow_log(&mut known)?;
         let slots = known.segments.slot_count();
         self.report.slots = slots;
@@ -206,6 +211,21 @@ impl<M: Media> Checker<'_, '_, M> {
         let Some((disk, blocks)) = on_disk(known, lineage, lba, blocks) else { return };
         let (lba, why) = (crate::Lba(lba), why.into());
         self.report.lose(Loss { disk, lba, blocks, segment, slot, is_given_up: false, why });
+    }
+
+    /// As [`Self::lose`], for a block that a repair can give up.
+    fn lose_block(
+        &mut self,
+        known: &Known,
+        lineage: LineageId,
+        lba: u64,
+        (segment, slot): (SegmentId, SlotId),
+        why: &str,
+    ) {
+        self.lose(known, lineage, lba, 1, segment, slot, why);
+        if let Some((disk, _)) = on_disk(known, lineage, lba, 1) {
+            self.report.give_up_block(lineage, disk, lba);
+        }
     }
 
     /// As [`Self::lose`], for what an earlier repair gave up.

@@ -99,23 +99,30 @@ pub struct CheckedDisk {
 /// Something `repair` can do about a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RepairStep {
-    /// Writes damaged copies of the pool header and of superblocks again, from the good ones.
+    /// Writes damaged copies of the pool header, of superblocks and of the last checkpoint's blob
+    /// again, from the good ones.
     Copies,
     /// Cuts the log off behind a batch; what is listed as lost behind it is gone then.
     CutLog {
         /// The last batch that is kept.
         after: BatchNumber,
     },
-    /// Gives up what a damaged page of the map named: reads of the range fail until it is written
-    /// again. They are never answered with zeros.
+    /// Moves what lies in a slot elsewhere: a header or a head in it is damaged, and goes with the
+    /// slot.
+    Empty {
+        /// Which one.
+        slot: SlotId,
+    },
+    /// Gives up blocks that cannot be read, or what a damaged page of the map named: reads of the
+    /// range fail until it is written again. They are never answered with zeros.
     GiveUp {
         /// Whose range.
         lineage: LineageId,
         /// The disk that has it.
         disk: DiskId,
-        /// The level of what hangs in the map there: 1 for a leaf page.
+        /// The level of what hangs in the map there: 0 for blocks, 1 for a leaf page.
         level: u8,
-        /// Which one of its level.
+        /// Which one of its level; of blocks, the first.
         index: u64,
         /// The first block.
         lba: Lba,
@@ -199,6 +206,27 @@ impl CheckReport {
     /// Notes a finding.
     pub(super) fn find(&mut self, severity: Severity, place: String, what: String, remedy: &str) {
         self.findings.push(Finding { severity, place, what, remedy: remedy.into() });
+    }
+
+    /// Proposes a step, once.
+    pub(super) fn repair(&mut self, step: RepairStep) {
+        if !self.repairs.contains(&step) {
+            self.repairs.push(step);
+        }
+    }
+
+    /// Proposes to give a block up; neighbours become one step.
+    pub(super) fn give_up_block(&mut self, lineage: LineageId, disk: DiskId, lba: u64) {
+        if let Some(RepairStep::GiveUp { lineage: of, level: 0, lba: first, blocks, .. }) =
+            self.repairs.last_mut()
+            && *of == lineage
+            && first.0 + *blocks == lba
+        {
+            *blocks += 1;
+            return;
+        }
+        let (level, index, lba, blocks) = (0, lba, Lba(lba), 1);
+        self.repairs.push(RepairStep::GiveUp { lineage, disk, level, index, lba, blocks });
     }
 
     /// Notes that nothing can be read.

@@ -6,7 +6,7 @@ use crate::format::{POOL_HEADER_AT, PoolHeader, Superblock, has_pool_magic, supe
 use crate::recovery::{choose_root, read_roots};
 use crate::{BLOCK_BYTES, Media, MediumError, StoreError};
 
-const AGAIN: &str = "`bowline pool repair` writes it again";
+pub(super) const AGAIN: &str = "`bowline pool repair` writes it again";
 
 /// Both copies of the pool header. None if neither can be used.
 pub(super) fn check_headers<M: Media>(
@@ -47,7 +47,7 @@ pub(super) fn check_headers<M: Media>(
         report.find(severity, format!("copy {copy} of the pool header"), what, remedy);
     }
     if good.is_some() && !report.findings.is_empty() {
-        report.repairs.push(RepairStep::Copies);
+        report.repair(RepairStep::Copies);
     }
     Ok(good)
 }
@@ -77,8 +77,8 @@ pub(super) fn check_roots<M: Media>(
         let place = format!("copy {copy} of superblock {pair}");
         report.find(Severity::Repairable, place, what.clone(), AGAIN);
     }
-    if !bad.is_empty() && !report.repairs.contains(&RepairStep::Copies) {
-        report.repairs.push(RepairStep::Copies);
+    if !bad.is_empty() {
+        report.repair(RepairStep::Copies);
     }
     match choose_root(copies) {
         Ok(root) => Ok(Some(root)),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::check::report::{PlaceKind, Severity};
+use crate::check::report::{PlaceKind, RepairStep, Severity};
 use crate::check::tree::{Item, read_again};
 use crate::check::{Checker, blocks_of};
 use crate::format::{
@@ -12,6 +12,9 @@ use crate::format::{
 use crate::recovery::Known;
 use crate::segments::Piece;
 use crate::{BLOCK_BYTES, LineageId, Media, SegmentId, SlotId, StoreError};
+
+const EMPTIED: &str = "no read needs it, and it goes when the slot is emptied: by and by in a pool \
+                       that is written to, at once by `bowline pool repair`";
 
 /// A slot in memory.
 struct Content {
@@ -39,7 +42,7 @@ impl<M: Media> Checker<'_, '_, M> {
     pub(super) fn check_places(&mut self, known: &Known) {
         let slot_blocks = known.segments.slot_blocks();
         let mut claims: Vec<(SlotId, u32, u32, String)> = Vec::new();
-        for extent in &known.root.blob {
+        for extent in known.root.blob.iter().flatten() {
             let end = extent.block.saturating_add(extent.blocks);
             claims.push((extent.slot, extent.block, end, "the checkpoint".into()));
         }
@@ -190,8 +193,8 @@ impl<M: Media> Checker<'_, '_, M> {
                 format!("the header says segment {id} ({kind:?}), the table {wanted}")
             }
         };
-        let remedy = "nothing to do: no read needs it, and it goes when the slot is emptied";
-        self.report.find(Severity::Repairable, format!("slot {slot}"), what, remedy);
+        self.report.find(Severity::Repairable, format!("slot {slot}"), what, EMPTIED);
+        self.report.repair(RepairStep::Empty { slot });
     }
 
     /// Who owns the blocks of an image, by its head.
@@ -205,8 +208,8 @@ impl<M: Media> Checker<'_, '_, M> {
         let place = format!("slot {}, block {at}", piece.slot);
         let Some(head) = head else {
             let what = format!("the head of the image of segment {id} does not verify");
-            let remedy = "nothing to do: the checkpoint knows what the image holds";
-            self.report.find(Severity::Repairable, place, what, remedy);
+            self.report.find(Severity::Repairable, place, what, EMPTIED);
+            self.report.repair(RepairStep::Empty { slot: piece.slot });
             return Vec::new();
         };
         let says = head.owners.iter().map(|owner| u32::from(owner.index));
@@ -278,9 +281,9 @@ impl<M: Media> Checker<'_, '_, M> {
     fn note_gap(&mut self, slot: SlotId, id: SegmentId, first: u32, end: u32, items: &[Item]) {
         if items.iter().any(|item| (first..end).contains(&item.block)) {
             let what = format!("a batch of segment {id} has lost its head");
-            let remedy = "nothing to do: the map knows the checksums of its blocks";
             let place = format!("slot {slot}, blocks {first} to {}", end - 1);
-            self.report.find(Severity::Repairable, place, what, remedy);
+            self.report.find(Severity::Repairable, place, what, EMPTIED);
+            self.report.repair(RepairStep::Empty { slot });
         }
     }
 
@@ -304,7 +307,7 @@ impl<M: Media> Checker<'_, '_, M> {
                 Some(_) => None,
             };
             match why {
-                Some(why) => self.lose(known, lineage, lba, 1, segment, slot, why),
+                Some(why) => self.lose_block(known, lineage, lba, (segment, slot), why),
                 None => self.verified(known, 1),
             }
         }

@@ -170,7 +170,8 @@ impl<M: Media> Checker<'_, '_, M> {
             let text = format!("{what} leads to it, but no segment holds it");
             self.report.find(Severity::Loss, at, text, "see what is listed as lost");
             if level == 0 {
-                self.lose(known, lineage, lba, 1, segment, SlotId(u32::MAX), "nowhere to be found");
+                let nowhere = (segment, SlotId(u32::MAX));
+                self.lose_block(known, lineage, lba, nowhere, "nowhere to be found");
             }
             return;
         };

@@ -5,12 +5,12 @@
 //! - Blobs are never moved: a checkpoint makes them anew.
 //! - A slot is emptied only if that wins space for sure (`reserve.rs`): so there is an end to it.
 
-use super::Job;
+use super::{Job, Phase};
 use crate::format::SegmentKind;
 use crate::reserve::{MARGIN_OF_DATA, gain_blocks_min};
 use crate::segments::SlotState;
 use crate::store::Store;
-use crate::{Media, SegmentId, SlotId};
+use crate::{Media, SegmentId, SlotId, StoreError};
 
 /// A slot that is fuller than this is no victim, unless space is needed urgently.
 const VICTIM_LIVE_PERCENT: u64 = 85;
@@ -84,6 +84,38 @@ impl<M: Media> Store<M> {
             self.segments.drop_dead_pieces(slot, begun);
         }
         best.map(|(packed, slot)| (slot, packed))
+    }
+
+    /// Moves what lies in a slot elsewhere, and waits for it: for a repair, behind a checkpoint
+    /// that needs nothing of the log.
+    ///
+    /// # Errors
+    /// If the medium fails, there is no slot to move it to, or something in it cannot be read.
+    pub(crate) fn empty_slot(&mut self, slot: SlotId) -> Result<(), StoreError> {
+        while self.compaction.is_running() {
+            self.go_on()?;
+        }
+        let oldest_needed = self.root.position.segment;
+        let is_old = self.segments.residents(slot).keys().all(|(id, _)| *id < oldest_needed);
+        if !matches!(self.segments.slot(slot), Some(SlotState::Used(_))) || !is_old {
+            return Ok(());
+        }
+        self.compaction.job = Some(self.job_for(slot));
+        while self.compaction.is_running() {
+            self.go_on()?;
+        }
+        if self.compaction.unmovable.contains(slot) {
+            let what = format!("slot {slot} holds blocks that cannot be read");
+            return Err(StoreError::Damaged(what));
+        }
+        Ok(())
+    }
+
+    /// All that lies in a slot, to be moved.
+    pub(super) fn job_for(&mut self, victim: SlotId) -> Job {
+        let todo = self.begin_victim(victim);
+        let (emptied, moves, full) = (Vec::new(), Vec::new(), Vec::new());
+        Job { victim, emptied, todo, source: None, moves, full, phase: Phase::Copy }
     }
 
     /// What there is to do to empty a slot.

@@ -29,7 +29,7 @@ pub(crate) use pool::{
 pub(crate) use record::{ImageMove, MOVES_MAX, Record};
 pub(crate) use segment::{SegmentHeader, SegmentKind};
 pub(crate) use superblock::EXTENTS_MAX as BLOB_EXTENTS_MAX;
-pub(crate) use superblock::{BlobExtent, CUTS_MAX, Cut, Position, Superblock};
+pub(crate) use superblock::{BLOB_COPIES, BlobExtent, CUTS_MAX, Cut, Position, Superblock};
 
 use twox_hash::XxHash3_64;
 

@@ -4,6 +4,8 @@
 //! It names the last checkpoint, the position of the log that checkpoint stands for, and the cuts:
 //! where each epoch since then stopped believing its predecessor's log.
 
+use std::collections::BTreeSet;
+
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -11,8 +13,10 @@ use super::{FORMAT_VERSION, checksum, prefix};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, PoolId, SegmentId, Seq, SlotId};
 
 const MAGIC: [u8; 8] = *b"BOWLSUPR";
-/// Most runs of blocks a checkpoint's blob may lie in.
+/// Most runs of blocks a copy of a checkpoint's blob may lie in.
 pub(crate) const EXTENTS_MAX: usize = 32;
+/// Copies of a checkpoint's blob.
+pub(crate) const BLOB_COPIES: usize = 2;
 /// Most epochs that may begin between two checkpoints.
 pub(crate) const CUTS_MAX: usize = 32;
 const CLEAN: u32 = 1;
@@ -73,7 +77,8 @@ pub(crate) struct Superblock {
     pub seq: Seq,
     /// Where the log goes on after the checkpoint.
     pub position: Position,
-    pub blob: Vec<BlobExtent>,
+    /// Where each copy of the blob lies.
+    pub blob: [Vec<BlobExtent>; BLOB_COPIES],
     pub blob_bytes: u64,
     pub blob_checksum: u64,
     pub cuts: Vec<Cut>,
@@ -113,7 +118,7 @@ struct Raw {
     slot_count: U32,
     extent_count: U32,
     cut_count: U32,
-    reserved: U32,
+    other_extent_count: U32,
     segment_limit: U64,
     seq: U64,
     position: RawPosition,
@@ -121,6 +126,7 @@ struct Raw {
     blob_checksum: U64,
     extents: [[U32; 3]; EXTENTS_MAX],
     cuts: [RawCut; CUTS_MAX],
+    other_extents: [[U32; 3]; EXTENTS_MAX],
 }
 
 const _: () = assert!(size_of::<Raw>() <= BLOCK_BYTES as usize);
@@ -147,7 +153,29 @@ impl Position {
     }
 }
 
+fn encode_extents(from: &[BlobExtent], to: &mut [[U32; 3]; EXTENTS_MAX]) -> u32 {
+    assert!(from.len() <= EXTENTS_MAX);
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = [from.slot.0.into(), from.block.into(), from.blocks.into()];
+    }
+    from.len() as u32
+}
+
+fn decode_extents(from: &[[U32; 3]]) -> Vec<BlobExtent> {
+    let extent = |[slot, block, blocks]: &[U32; 3]| BlobExtent {
+        slot: SlotId(slot.get()),
+        block: block.get(),
+        blocks: blocks.get(),
+    };
+    from.iter().map(extent).collect()
+}
+
 impl Superblock {
+    /// The slots in which copies of the blob lie.
+    pub(crate) fn blob_slots(&self) -> BTreeSet<SlotId> {
+        self.blob.iter().flatten().map(|extent| extent.slot).collect()
+    }
+
     /// Whether another extent list of this length would fit.
     pub(crate) fn fits(extents: usize) -> bool {
         extents <= EXTENTS_MAX
@@ -169,10 +197,9 @@ impl Superblock {
         raw.position = self.position.raw();
         raw.blob_bytes = self.blob_bytes.into();
         raw.blob_checksum = self.blob_checksum.into();
-        raw.extent_count = (self.blob.len() as u32).into();
-        for (to, from) in raw.extents.iter_mut().zip(&self.blob) {
-            *to = [from.slot.0.into(), from.block.into(), from.blocks.into()];
-        }
+        let [first, second] = &self.blob;
+        raw.extent_count = encode_extents(first, &mut raw.extents).into();
+        raw.other_extent_count = encode_extents(second, &mut raw.other_extents).into();
         raw.cut_count = (self.cuts.len() as u32).into();
         for (to, from) in raw.cuts.iter_mut().zip(&self.cuts) {
             *to = RawCut {
@@ -183,7 +210,7 @@ impl Superblock {
                 reserved: 0.into(),
             };
         }
-        assert!(self.blob.len() <= EXTENTS_MAX && self.cuts.len() <= CUTS_MAX);
+        assert!(self.cuts.len() <= CUTS_MAX);
         block.fill(0);
         block[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
         let sum = checksum(salt, &block[8..]);
@@ -202,6 +229,7 @@ impl Superblock {
             return None;
         }
         let extents = raw.extents.get(..raw.extent_count.get() as usize)?;
+        let other_extents = raw.other_extents.get(..raw.other_extent_count.get() as usize)?;
         let cuts = raw.cuts.get(..raw.cut_count.get() as usize)?;
         Some(Superblock {
             pool,
@@ -215,14 +243,7 @@ impl Superblock {
             position: Position::cooked(&raw.position),
             blob_bytes: raw.blob_bytes.get(),
             blob_checksum: raw.blob_checksum.get(),
-            blob: extents
-                .iter()
-                .map(|[slot, block, blocks]| BlobExtent {
-                    slot: SlotId(slot.get()),
-                    block: block.get(),
-                    blocks: blocks.get(),
-                })
-                .collect(),
+            blob: [decode_extents(extents), decode_extents(other_extents)],
             cuts: cuts
                 .iter()
                 .map(|cut| Cut {

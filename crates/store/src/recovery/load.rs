@@ -82,7 +82,7 @@ pub fn create<M: Media>(
             number: BatchNumber(0),
             checksum: options.salt,
         },
-        blob: Vec::new(),
+        blob: Default::default(),
         blob_bytes: 0,
         blob_checksum: options.salt,
         cuts: Vec::new(),
@@ -252,24 +252,25 @@ pub(crate) fn double_root<M: Media>(
     Ok(())
 }
 
-/// Reads the blob of the last checkpoint and builds what it describes.
+/// Reads the blob of the last checkpoint, from whichever copy verifies, and builds what it
+/// describes.
 ///
 /// # Errors
-/// If it cannot be read or does not verify.
+/// If no copy can be read, or none verifies.
 pub(crate) fn load_blob<M: Media>(
     medium: &mut Blocking<'_, M>,
     header: PoolHeader,
     root: Superblock,
     mut map: Map,
 ) -> Result<Known, StoreError> {
-    let blob = read_blob(medium, &header, &root)?;
+    let (blob, bad_blobs) = read_blob(medium, &header, &root)?;
     let damaged = |what: String| StoreError::Damaged(format!("the last checkpoint {what}"));
     let mut segments = Segments::new(root.slot_count, header.slot_blocks(), root.segment_limit);
-    for extent in &root.blob {
-        if extent.slot.0 >= root.slot_count {
-            return Err(damaged(format!("names slot {}, which there is not", extent.slot)));
+    for slot in root.blob_slots() {
+        if slot.0 >= root.slot_count {
+            return Err(damaged(format!("names slot {slot}, which there is not")));
         }
-        segments.use_slot(extent.slot, SegmentKind::Blob);
+        segments.use_slot(slot, SegmentKind::Blob);
     }
     for one in blob.segments {
         let is_here = one.pieces.iter().all(|piece| piece.slot.0 < root.slot_count);
@@ -294,24 +295,58 @@ pub(crate) fn load_blob<M: Media>(
         next_lineage: blob.next_lineage,
     };
     map.lineages = blob.lineages.into_iter().map(|one| (one.lineage, one)).collect();
-    Ok(Known { header, root, segments, catalogue, map })
+    Ok(Known { header, root, segments, catalogue, map, bad_blobs })
 }
 
+/// The blob, and which copies of it are damaged. All are read: the one that is not needed now would
+/// be missed later.
 fn read_blob<M: Media>(
     medium: &mut Blocking<'_, M>,
     header: &PoolHeader,
     root: &Superblock,
-) -> Result<Blob, StoreError> {
-    if root.blob.is_empty() {
+) -> Result<(Blob, Vec<(usize, String)>), StoreError> {
+    if root.blob.iter().all(Vec::is_empty) {
         // Disk and lineage numbers begin with 1.
-        return Ok(Blob { next_disk: 1, next_lineage: 1, ..Blob::default() });
+        return Ok((Blob { next_disk: 1, next_lineage: 1, ..Blob::default() }, Vec::new()));
     }
+    let (mut found, mut bad, mut first_error) = (None, Vec::new(), None);
+    for copy in 0..root.blob.len() {
+        let read = read_blob_copy(medium, header, root, copy).and_then(|bytes| {
+            let what = "the last checkpoint verifies, and cannot be understood";
+            Blob::decode(&bytes).ok_or_else(|| StoreError::Version(what.into()))
+        });
+        match read {
+            Ok(blob) => found = found.or(Some(blob)),
+            Err(StoreError::Medium(MediumError::Died)) => return Err(MediumError::Died.into()),
+            Err(error) => {
+                bad.push((copy, error.to_string()));
+                first_error = first_error.or(Some(error));
+            }
+        }
+    }
+    let no_blob = || StoreError::Damaged("there is no checkpoint".into());
+    found.map(|blob| (blob, bad)).ok_or_else(|| first_error.unwrap_or_else(no_blob))
+}
+
+/// The bytes of a copy of the blob.
+///
+/// # Errors
+/// If it cannot be read or does not verify.
+pub(crate) fn read_blob_copy<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+    copy: usize,
+) -> Result<Vec<u8>, StoreError> {
     let (mut bytes, mut sum) = (Vec::new(), header.salt);
-    for extent in &root.blob {
+    for extent in root.blob.get(copy).into_iter().flatten() {
         let mut done = 0;
         while done < extent.blocks {
             let at = header.block_at(extent.slot, extent.block + done);
-            let chunk = medium.read(at, u64::from(extent.blocks - done) * BLOCK_BYTES)?;
+            let left = u64::from(extent.blocks - done) * BLOCK_BYTES;
+            // Errors may pass.
+            let again = medium.read(at, left).is_err();
+            let chunk = if again { medium.read(at, left)? } else { medium.last(left)? };
             for block in chunk.chunks_exact(BLOCK_BYTES as usize) {
                 sum = checksum(sum, block);
             }
@@ -319,9 +354,10 @@ fn read_blob<M: Media>(
             bytes.extend_from_slice(chunk);
         }
     }
-    let blob = bytes
-        .get(..usize::try_from(root.blob_bytes).unwrap_or(usize::MAX))
-        .filter(|_| sum == root.blob_checksum)
-        .and_then(Blob::decode);
-    blob.ok_or_else(|| StoreError::Damaged("the last checkpoint does not verify".into()))
+    let length = usize::try_from(root.blob_bytes).unwrap_or(usize::MAX);
+    if sum != root.blob_checksum || bytes.len() < length {
+        return Err(StoreError::Damaged("the last checkpoint does not verify".into()));
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }

@@ -22,7 +22,6 @@ use bowline_arena::{Memory, SharedPages, Span};
 use crate::appender::Appender;
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
-use crate::checkpoint::Streams;
 use crate::compaction::{WINDOW_BLOCKS, WINDOWS_MAX};
 use crate::format::{
     CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SUPERBLOCK_COPIES,
@@ -35,12 +34,14 @@ use crate::segments::{Segments, SlotState};
 use crate::staging::{Found, Staging};
 use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
+use crate::streams::Streams;
 use crate::tables::Deltas;
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{
-    check_slot_count, choose_root, double_root, load_blob, read_header, read_root, read_roots,
+    check_slot_count, choose_root, double_root, load_blob, read_blob_copy, read_header, read_root,
+    read_roots,
 };
 pub(crate) use replay::Replay;
 pub(crate) use walk::{Damage, Walk, Why};
@@ -52,10 +53,17 @@ const BLOB_RUN_PAGES: u32 = 16;
 const IMAGE_RUN_PAGES: u32 = 64;
 /// All of these, and the page of the superblock.
 const STORE_PAGES: u64 =
-    (WINDOW_BLOCKS + LOAD_PAGES + 2 * (MAP_RUN_PAGES + BLOB_RUN_PAGES + IMAGE_RUN_PAGES) + 1)
+    (WINDOW_BLOCKS + LOAD_PAGES + 2 * (MAP_RUN_PAGES + 2 * BLOB_RUN_PAGES + IMAGE_RUN_PAGES) + 1)
         as u64;
 /// Epochs since the last checkpoint after which one is made before anything else.
 const CUTS_MANY: usize = CUTS_MAX - 8;
+
+const GONE: &str = "the pool was not closed and its arena is gone: writes that were acknowledged \
+                    but not flushed may be lost";
+const NOT_QUIET: &str = "the pool was not closed, its arena is gone, and this file system does not \
+                         tell whether I/O of the last server is still under way: serve it with \
+                         that server's --arena directory, or serve a copy of it, or restart the \
+                         machine";
 
 /// A batch a dead process left, with the memory it lies in.
 struct Left {
@@ -71,6 +79,8 @@ pub(crate) struct Known {
     pub segments: Segments,
     pub catalogue: Catalogue,
     pub map: Map,
+    /// Copies of the blob that cannot be used, and why.
+    pub bad_blobs: Vec<(usize, String)>,
 }
 
 /// The log as it was read behind the last checkpoint.
@@ -116,16 +126,11 @@ impl<M: Media> Store<M> {
             && !options.broken.contains(&Broken::IgnoreArena);
         let left = if is_ours { left } else { forget_left(left, &arena.pages) };
         let lost = !is_ours && !root.clean && root.boot == options.boot && root.epoch.0 > 0;
-        let state =
-            if lost && !options.accept_loss && !options.broken.contains(&Broken::IgnoreArena) {
-                PoolState::LostWrites(
-                "the pool was not closed and its arena is gone: writes that were acknowledged but \
-                 not flushed may be lost"
-                    .into(),
-            )
-            } else {
-                PoolState::Healthy
-            };
+        let state = match lost && !options.broken.contains(&Broken::IgnoreArena) {
+            true if !options.accept_loss => PoolState::LostWrites(GONE.into()),
+            true if !options.is_quiet => PoolState::LostWrites(NOT_QUIET.into()),
+            _ => PoolState::Healthy,
+        };
         let opening =
             Opening { media, pages: arena.pages, memory, staging: Some(staging), options, state };
         opening.run(header, root, left, is_ours)
@@ -225,7 +230,8 @@ impl<M: Media> Opening<M> {
         if self.state.is_writing() {
             counters.batches_adopted = log.adopted;
         }
-        let Known { header, root, segments, catalogue, map } = known;
+        let Known { header, root, segments, catalogue, map, bad_blobs } = known;
+        let bad_blobs = bad_blobs.len();
         let mut store = Store::start(Recovered {
             media: self.media,
             in_flight: InFlight::default(),
@@ -246,6 +252,10 @@ impl<M: Media> Opening<M> {
         });
         if store.state.is_writing() && store.root.cuts.len() > CUTS_MANY {
             store.checkpoint_now()?;
+        }
+        if bad_blobs > 0 {
+            // Two copies again, before the other one goes too.
+            store.want_checkpoint();
         }
         store.regain_slots();
         Ok(store)
@@ -284,7 +294,10 @@ impl<M: Media> Opening<M> {
     fn take_streams(&self) -> Result<Streams, StoreError> {
         let images = Appender::new(SegmentKind::Images, self.take_spans(2, IMAGE_RUN_PAGES)?);
         let pages = Appender::new(SegmentKind::Map, self.take_spans(2, MAP_RUN_PAGES)?);
-        let blobs = Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?);
+        let blob = || -> Result<Appender, StoreError> {
+            Ok(Appender::new(SegmentKind::Blob, self.take_spans(2, BLOB_RUN_PAGES)?))
+        };
+        let blobs = [blob()?, blob()?];
         let page = self.take_spans(1, 1)?.pop().ok_or_else(no_memory)?;
         Ok(Streams::new(pages, blobs, images, page))
     }

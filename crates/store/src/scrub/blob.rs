@@ -1,5 +1,5 @@
-//! The blob of the last checkpoint. A checkpoint that ends meanwhile makes another one, and that is
-//! looked at then.
+//! Both copies of the blob of the last checkpoint. A checkpoint that ends meanwhile makes others,
+//! and these are looked at then.
 
 use super::window::Found;
 use super::{Job, Next, ScrubFinding, ScrubSeverity};
@@ -11,6 +11,9 @@ use crate::store::Store;
 #[derive(Default)]
 pub(super) struct Walk {
     generation: u64,
+    /// Which copy is read, and how many before it were damaged.
+    copy: usize,
+    bad_copies: usize,
     extent: usize,
     /// Blocks of the extent that have been read.
     done: u32,
@@ -22,11 +25,12 @@ pub(super) struct Walk {
 impl<M: Media> Store<M> {
     pub(super) fn step_blob_scrub(&mut self, job: &mut Job) -> Next {
         if job.blob.generation != self.root.generation {
-            job.blob =
-                Walk { generation: self.root.generation, sum: self.header.salt, ..Walk::default() };
+            job.blob = self.walk_of(0, 0);
             job.is_second = false;
         }
-        let Some(extent) = self.root.blob.get(job.blob.extent).copied() else {
+        let extents = self.root.blob.get(job.blob.copy);
+        let extent = extents.and_then(|extents| extents.get(job.blob.extent)).copied();
+        let Some(extent) = extent else {
             return self.judge_blob(job);
         };
         if !job.blob.is_header_done {
@@ -42,7 +46,8 @@ impl<M: Media> Store<M> {
         }
         if job.blob.done >= extent.blocks {
             job.blob.extent += 1;
-            let next = self.root.blob.get(job.blob.extent);
+            let extents = self.root.blob.get(job.blob.copy);
+            let next = extents.and_then(|extents| extents.get(job.blob.extent));
             job.blob.is_header_done = next.is_some_and(|next| next.slot == extent.slot);
             job.blob.done = 0;
             return Next::Again;
@@ -65,28 +70,32 @@ impl<M: Media> Store<M> {
     }
 
     fn judge_blob(&mut self, job: &mut Job) -> Next {
-        let blocks: u32 = self.root.blob.iter().map(|extent| extent.blocks).sum();
+        let extents = self.root.blob.get(job.blob.copy).cloned().unwrap_or_default();
+        let blocks: u32 = extents.iter().map(|extent| extent.blocks).sum();
         let is_unreadable = job.blob.is_unreadable;
         if !is_unreadable && job.blob.sum == self.root.blob_checksum {
             self.scrub_verified(blocks.into());
-            return Next::Done;
+            return self.next_blob(job);
         }
         if !job.is_second {
-            job.blob = Walk::default();
-            job.blob.generation = self.root.generation;
-            job.blob.sum = self.header.salt;
+            let (copy, bad_copies) = (job.blob.copy, job.blob.bad_copies);
+            job.blob = self.walk_of(copy, bad_copies);
             job.is_second = true;
             self.clear_window();
             return Next::Again;
         }
+        job.blob.bad_copies += 1;
         let (severity, remedy) = if self.state.is_writing() {
             self.want_checkpoint();
             (ScrubSeverity::Repaired, "a checkpoint was asked for, which writes it anew elsewhere")
+        } else if job.blob.bad_copies < self.root.blob.len() {
+            let remedy = "the other copy serves; `bowline pool repair` writes this one again";
+            (ScrubSeverity::Harmless, remedy)
         } else {
             let remedy = "the pool will not open again: copy the disks while it is served";
             (ScrubSeverity::Lost, remedy)
         };
-        let extent = self.root.blob.first().copied();
+        let extent = extents.first().copied();
         self.found(ScrubFinding {
             severity,
             is_unreadable,
@@ -98,7 +107,23 @@ impl<M: Media> Store<M> {
             what: format!("the tables of the last checkpoint, {blocks} blocks, do not verify"),
             remedy: remedy.into(),
         });
-        Next::Done
+        self.next_blob(job)
+    }
+
+    /// Goes on with the next copy, if there is one.
+    fn next_blob(&self, job: &mut Job) -> Next {
+        let (copy, bad_copies) = (job.blob.copy + 1, job.blob.bad_copies);
+        if copy == self.root.blob.len() {
+            return Next::Done;
+        }
+        job.blob = self.walk_of(copy, bad_copies);
+        job.is_second = false;
+        Next::Again
+    }
+
+    fn walk_of(&self, copy: usize, bad_copies: usize) -> Walk {
+        let (generation, sum) = (self.root.generation, self.header.salt);
+        Walk { generation, sum, copy, bad_copies, ..Walk::default() }
     }
 
     fn bad_blob_header(&mut self, slot: crate::SlotId) {

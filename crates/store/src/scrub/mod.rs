@@ -402,7 +402,8 @@ impl<M: Media> Store<M> {
         }
         job.phase = Phase::List(SlotId(end));
         if end == self.segments.slot_count() {
-            job.left_blocks += self.root.blob.iter().map(|one| u64::from(one.blocks)).sum::<u64>();
+            let extents = self.root.blob.iter().flatten();
+            job.left_blocks += extents.map(|one| u64::from(one.blocks)).sum::<u64>();
             job.phase = Phase::Copies;
         }
         Next::Again

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use bowline_arena::{PAGE_BYTES, Span};
 
 use super::{Store, apply, apply_record};
-use crate::api::{Payload, Refused};
+use crate::api::{Change, Payload, Refused};
 use crate::format::{EntryKind, FANOUT, LogEntry, Record, SegmentKind};
 use crate::log::{Blocks, Gather, Log};
 use crate::map::SMALL_RANGE_BLOCKS;
@@ -47,7 +47,9 @@ impl<M: Media> Store<M> {
             Payload::Owned(spans) => Source::Owned(std::mem::take(spans).into()),
         };
         let seq = self.next_seq();
-        self.put(EntryKind::Write, lineage, lba, u64::from(blocks), seq, &mut source);
+        let blocks = u64::from(blocks);
+        let kind = EntryKind::Write;
+        self.put(Request { kind, lineage, lba, blocks, seq, goes_on: false }, &mut source);
         self.counters.written_bytes += bytes as u64;
         Ok(seq)
     }
@@ -74,6 +76,50 @@ impl<M: Media> Store<M> {
         self.put_range(EntryKind::Discard, disk, lba, blocks)
     }
 
+    /// Makes several changes of a disk as one: all of them are found later, or none. Their ranges
+    /// do not overlap. The spans are taken unless this is refused.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// If the disk does not exist, there is no change, or a range is empty.
+    pub fn change(&mut self, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused> {
+        let lineage = self.lineage_of(disk);
+        let (mut data, mut all) = (0, 0);
+        for change in changes.iter() {
+            let (blocks, is_data) = match change {
+                Change::Write { spans, .. } => (blocks_of(spans), true),
+                Change::Zero { blocks, .. } | Change::Discard { blocks, .. } => (*blocks, false),
+            };
+            assert!(blocks > 0, "an empty range");
+            data += if is_data { blocks } else { 0 };
+            all += if is_data { blocks } else { blocks.min(SMALL_RANGE_BLOCKS) };
+        }
+        // Each may begin a batch of its own.
+        let blocks = data as u32 + 2 * changes.len() as u32;
+        self.admit(Class::Data, blocks, 0, all as usize)?;
+        let seq = self.next_seq();
+        let last = changes.len() - 1;
+        for (at, change) in changes.iter_mut().enumerate() {
+            let (kind, lba, blocks, mut source) = match change {
+                Change::Write { lba, spans } => {
+                    let blocks = blocks_of(spans);
+                    let source = Source::Owned(std::mem::take(spans).into());
+                    (EntryKind::Write, *lba, blocks, source)
+                }
+                Change::Zero { lba, blocks } => (EntryKind::Zero, *lba, *blocks, Source::Nothing),
+                Change::Discard { lba, blocks } => {
+                    (EntryKind::Discard, *lba, *blocks, Source::Nothing)
+                }
+            };
+            let request = Request { kind, lineage, lba, blocks, seq, goes_on: at < last };
+            self.put(request, &mut source);
+        }
+        self.counters.written_bytes += data * BLOCK_BYTES;
+        Ok(seq)
+    }
+
     fn put_range(
         &mut self,
         kind: EntryKind,
@@ -85,7 +131,8 @@ impl<M: Media> Store<M> {
         let lineage = self.lineage_of(disk);
         self.admit(Class::Range, 0, 0, blocks.min(SMALL_RANGE_BLOCKS) as usize)?;
         let seq = self.next_seq();
-        self.put(kind, lineage, lba, blocks, seq, &mut Source::Nothing);
+        let request = Request { kind, lineage, lba, blocks, seq, goes_on: false };
+        self.put(request, &mut Source::Nothing);
         Ok(seq)
     }
 
@@ -102,7 +149,9 @@ impl<M: Media> Store<M> {
         let seq = self.next_seq();
         let slices = [&block[..]];
         let mut source = Source::Copied(Gather::new(&slices));
-        self.put(EntryKind::Record, LineageId(0), Lba(0), 1, seq, &mut source);
+        let (kind, lineage) = (EntryKind::Record, LineageId(0));
+        let request = Request { kind, lineage, lba: Lba(0), blocks: 1, seq, goes_on: false };
+        self.put(request, &mut source);
         apply_record(&mut self.catalogue, &mut self.map, record);
         self.shape_changed();
         Ok(seq)
@@ -226,15 +275,8 @@ impl<M: Media> Store<M> {
     }
 
     /// Puts an entry, and its data, into the log and the map; cut into several if need be.
-    fn put(
-        &mut self,
-        kind: EntryKind,
-        lineage: LineageId,
-        lba: Lba,
-        blocks: u64,
-        seq: Seq,
-        source: &mut Source<'_>,
-    ) {
+    fn put(&mut self, request: Request, source: &mut Source<'_>) {
+        let Request { kind, lineage, lba, blocks, seq, goes_on } = request;
         self.last_write_at = self.now;
         let mut done = 0;
         while done < blocks {
@@ -245,7 +287,7 @@ impl<M: Media> Store<M> {
             let entry = LogEntry {
                 lineage,
                 kind,
-                continues: piece < left,
+                continues: piece < left || goes_on,
                 lba: Lba(lba.0 + done),
                 blocks: piece,
                 seq,
@@ -312,6 +354,24 @@ enum Class {
     Range,
     /// What brings slots: records of compaction, and of a pool that has grown.
     Relief,
+}
+
+/// What goes into the log as one entry, or as several where one does not do.
+struct Request {
+    kind: EntryKind,
+    lineage: LineageId,
+    lba: Lba,
+    blocks: u64,
+    seq: Seq,
+    /// Whether more of the same number follows.
+    goes_on: bool,
+}
+
+/// Blocks that spans hold.
+fn blocks_of(spans: &[Span]) -> u64 {
+    let bytes: u64 = spans.iter().map(|span| u64::from(span.bytes())).sum();
+    assert!(bytes.is_multiple_of(BLOCK_BYTES), "whole blocks");
+    bytes / BLOCK_BYTES
 }
 
 /// Where the data of an entry comes from.

@@ -78,10 +78,9 @@ fn check_outcomes(outcomes: &BTreeMap<&'static str, Vec<Outcome>>) {
         for outcome in outcomes {
             use CheckVerdict::{Damaged, Dirty, Repairable};
             let wanted: &[CheckVerdict] = match *kind {
-                "header" | "superblock" | "segment header" | "image head" | "batch head" => {
-                    &[Repairable, Dirty]
-                }
-                "blob" | "leaf" | "page 1" | "page 2" => &[Damaged],
+                "header" | "superblock" | "blob" | "segment header" | "image head"
+                | "batch head" => &[Repairable, Dirty],
+                "leaf" | "page 1" | "page 2" => &[Damaged],
                 // Nothing follows the last batch of all: it is empty.
                 "log batch" => &[Damaged, Dirty],
                 "log header" => &[Damaged, Repairable],

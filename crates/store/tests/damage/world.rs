@@ -22,7 +22,7 @@ const SLOTS: u64 = 64;
 const SLOTS_MORE: u64 = 40;
 const FIRST_SLOT_AT: u64 = 1 << 20;
 /// Blocks of the last writes: whether they are lost with the end of the log cannot always be told.
-pub const TAIL: std::ops::Range<u64> = 900..964;
+pub const TAIL: std::ops::Range<u64> = 900..973;
 
 /// A medium in memory that completes at once and reports what does not exist as unreadable.
 pub struct Plain {
@@ -30,14 +30,17 @@ pub struct Plain {
     memory: Rc<Memory>,
     done: VecDeque<Completion>,
     is_read_only: bool,
-    /// Writes neither land nor come back.
+    /// Writes neither land nor come back: they are under way.
     pub is_stuck: Rc<Cell<bool>>,
+    /// What is under way.
+    pub under_way: UnderWay,
     /// Writes below this place fail.
     pub refused_below: u64,
     /// Byte ranges the medium cannot read.
     pub unreadable: Unreadable,
 }
 
+type UnderWay = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
 type Unreadable = Rc<RefCell<Vec<std::ops::Range<u64>>>>;
 
 impl Plain {
@@ -88,7 +91,12 @@ impl Media for Plain {
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
-        if self.is_stuck.get() && matches!(io, Io::Write { .. }) {
+        if self.is_stuck.get()
+            && let Io::Write { at, from } = &io
+        {
+            let mut bytes = Vec::new();
+            from.iter().for_each(|part| self.memory.fetch(*part, &mut bytes));
+            self.under_way.borrow_mut().push((*at, bytes));
             return;
         }
         let result = self.run(&io);
@@ -150,6 +158,7 @@ pub struct World {
     pub memory: Rc<Memory>,
     pub pages: SharedPages,
     pub is_stuck: Rc<Cell<bool>>,
+    pub under_way: UnderWay,
     pub unreadable: Unreadable,
     pub now: u64,
 }
@@ -165,6 +174,7 @@ fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena) -> Plain {
         done: VecDeque::new(),
         is_read_only: false,
         is_stuck: Rc::default(),
+        under_way: Rc::default(),
         refused_below: 0,
         unreadable: Rc::default(),
     }
@@ -227,10 +237,11 @@ fn open_on(
     let media = plain(&bytes, &arena);
     media.unreadable.borrow_mut().extend_from_slice(unreadable);
     let (is_stuck, unreadable) = (media.is_stuck.clone(), media.unreadable.clone());
+    let under_way = media.under_way.clone();
     let Arena { control, pages, memory, .. } = arena;
     let region = ArenaRegion { control, pages: pages.clone(), is_fresh };
     let store = Store::open(media, region, options)?;
-    Ok(World { store, bytes, memory, pages, is_stuck, unreadable, now: 0 })
+    Ok(World { store, bytes, memory, pages, is_stuck, under_way, unreadable, now: 0 })
 }
 
 pub fn open(bytes: Rc<RefCell<Vec<u8>>>, boot: u128) -> Result<World, StoreError> {
@@ -513,6 +524,11 @@ pub fn judge_unreadable(
     let bytes = Rc::new(RefCell::new(bytes));
     let report = check_bytes(&bytes, unreadable, false);
     let mut outcome = Outcome { verdict: report.verdict, ..Outcome::default() };
+    // What is said to be repairable can be repaired, and there is something to do about all else.
+    let is_given_up = report.losses.iter().any(|loss| loss.is_given_up);
+    let has_steps = !report.repairs.is_empty() || is_given_up;
+    assert!(report.verdict != CheckVerdict::Repairable || has_steps, "{report:#?}");
+    assert!(report.findings.iter().all(|found| !found.remedy.is_empty()), "{report:#?}");
     let is_bad = matches!(report.verdict, CheckVerdict::Damaged | CheckVerdict::NotAPool);
     let mut world = match open_with(bytes, unreadable, options(77)) {
         Ok(world) => world,

@@ -68,9 +68,9 @@ pub fn explore<S: Subject>(seed: u64, what: &Exploration) -> Result<Coverage, Vi
     };
     let mut random = Random::new(seed);
     let setup = S::setup(Setup {
-        slot_blocks: 16,
+        slot_blocks: 32,
         slots: 60,
-        medium_blocks: 16 * 60 + POOL_HEAD_BLOCKS,
+        medium_blocks: 32 * 60 + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
         checkpoint_bytes: 256 << 10,
         broken: what.broken.clone(),

@@ -17,7 +17,7 @@ fn seeds_keep_every_promise() {
 
 #[test]
 fn seeds_keep_every_promise_on_a_failing_medium() {
-    verdict(1001..1141, &Options { operations: 1000, ..Options::default() });
+    verdict(1101..1301, &Options { operations: 1000, ..Options::default() });
 }
 
 #[test]

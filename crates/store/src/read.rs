@@ -51,6 +51,8 @@ struct Read {
     runs: Vec<Run>,
     in_flight: u32,
     retries: u8,
+    /// A damaged page of the map was looked for once more.
+    has_looked_again: bool,
     failed: Option<MediumError>,
 }
 
@@ -124,6 +126,7 @@ impl<M: Media> Store<M> {
             runs: Vec::new(),
             in_flight: 0,
             retries: 0,
+            has_looked_again: false,
             failed: None,
         });
         self.advance(at);
@@ -155,6 +158,7 @@ impl<M: Media> Store<M> {
             match self.map.leaf_run(lineage, here, blocks - known, &mut entries) {
                 Ok(run) => known += run,
                 Err(Lookup::Needs(page)) => return self.wait_for_page(at, page),
+                Err(Lookup::Damaged(_)) if self.looks_again(at) => {}
                 Err(Lookup::Damaged(segment)) => {
                     return self.fail(at, |disk| ReadError::Map { disk, lba: here, segment });
                 }
@@ -166,6 +170,17 @@ impl<M: Media> Store<M> {
             return self.fail(at, |disk| ReadError::Lost { disk, lba });
         }
         self.start_runs(at, entries);
+    }
+
+    /// Whether a page that is known to be bad is worth another look: the medium may have recovered
+    /// since it failed somebody else. Each read looks once.
+    fn looks_again(&mut self, at: usize) -> bool {
+        let Some(read) = self.reads.slots[at].as_mut() else { return false };
+        let looks = !std::mem::replace(&mut read.has_looked_again, true);
+        if looks {
+            self.map.forget_bad();
+        }
+        looks
     }
 
     fn wait_for_page(&mut self, at: usize, page: Entry) {
@@ -332,6 +347,7 @@ impl<M: Media> Store<M> {
             let entry = match found {
                 Lookup::Found(entry) => entry,
                 Lookup::Needs(page) => return self.wait_for_page(at, page),
+                Lookup::Damaged(_) if self.looks_again(at) => continue,
                 Lookup::Damaged(segment) => {
                     return self.fail(at, |disk| ReadError::Map { disk, lba: here, segment });
                 }

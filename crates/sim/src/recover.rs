@@ -270,8 +270,10 @@ impl<S: Subject> Simulation<'_, S> {
 
     /// Reads everything and finds the number it is the state of.
     pub fn judge(&mut self, low: u64, high: u64) -> Result<u64, Violation> {
-        if let Some(Health::Stopped(why) | Health::Damaged(why)) =
-            self.subject.as_ref().map(Subject::health)
+        // A checkpoint that comes upon damage stops the pool; reads go on.
+        if !self.damaged
+            && let Some(Health::Stopped(why) | Health::Damaged(why)) =
+                self.subject.as_ref().map(Subject::health)
         {
             return Err(Violation(format!("it does not serve after recovery: {why}")));
         }

@@ -20,6 +20,16 @@ fn seeds_keep_every_promise_on_a_failing_medium() {
     verdict(1101..1301, &Options { operations: 1000, ..Options::default() });
 }
 
+/// Seeds that once failed: a header of a recovery that was cut off, a scrub that took an error of
+/// the medium for damage, a slot whose header never went out, a checkpoint that came upon damage.
+#[test]
+fn seeds_that_failed_once_keep_every_promise() {
+    for seed in [5395, 5421, 6499, 6583] {
+        let report = run_seeds::<Pool>(seed..seed + 1, &Options::default());
+        assert!(report.failed.is_empty(), "{:#?}", report.failed);
+    }
+}
+
 #[test]
 fn every_broken_behaviour_is_found() {
     let options = Options { faults: false, damage: false, ..Options::default() };

@@ -140,11 +140,20 @@ impl Appender {
         Some(ReadyRun { buffer: index as u32, slot, block, from })
     }
 
-    /// A run has been written.
-    pub(crate) fn done(&mut self, buffer: u32) {
-        if let Some(buffer) = self.buffers.get_mut(buffer as usize) {
-            buffer.is_flying = false;
-            buffer.to = None;
+    /// A run has come back. Returns where it was to go.
+    pub(crate) fn done(&mut self, buffer: u32) -> Option<(SlotId, u32)> {
+        let buffer = self.buffers.get_mut(buffer as usize)?;
+        buffer.is_flying = false;
+        buffer.to.take()
+    }
+
+    /// Writes no more to a slot, if that is the one it writes to.
+    pub(crate) fn leave(&mut self, slot: SlotId) -> bool {
+        let is_there = self.target.is_some_and(|target| target.slot == slot);
+        if is_there {
+            self.cut();
+            self.target = None;
         }
+        is_there
     }
 }

@@ -261,6 +261,12 @@ impl Log {
 
     fn segment_header(&mut self, memory: &Memory) -> Span {
         let mut span = self.take_page();
+        self.encode_header(memory.slice_mut(&mut span));
+        span
+    }
+
+    /// Writes the header of the segment into a block.
+    pub(crate) fn encode_header(&self, block: &mut [u8]) {
         let header = SegmentHeader {
             pool: self.identity.pool,
             kind: SegmentKind::Log,
@@ -271,8 +277,7 @@ impl Log {
             successor: Some(self.segment.successor),
             before: self.segment.before,
         };
-        header.encode(self.identity.salt, memory.slice_mut(&mut span));
-        span
+        header.encode(self.identity.salt, block);
     }
 
     /// Closes the open batch, if there is one: it takes its place in the chain.

@@ -137,12 +137,24 @@ impl<M: Media> Store<M> {
     }
 
     pub(crate) fn run_done(&mut self, which: Stream, buffer: u32, result: Result<(), MediumError>) {
-        self.streams.of(which).done(buffer);
-        match result {
-            Ok(()) => {}
-            Err(error) => {
-                self.stop_writing(&format!("a write of {:?} failed: {error}", which.kind()))
-            }
+        let to = self.streams.of(which).done(buffer);
+        let Err(error) = result else { return };
+        self.stop_writing(&format!("a write of {:?} failed: {error}", which.kind()));
+        if let Some((slot, 0)) = to {
+            self.leave_headless(which, slot);
+        }
+    }
+
+    /// The header of a slot did not go out: nothing in the slot is alive, and nothing more is put
+    /// there. (Blobs leave the slots that no superblock names by themselves.)
+    fn leave_headless(&mut self, which: Stream, slot: SlotId) {
+        if !self.streams.of(which).leave(slot) {
+            return;
+        }
+        match which {
+            Stream::Map => self.streams.full.push(slot),
+            Stream::Images => self.segments.close_slot(slot, self.checkpoints_begun),
+            Stream::Blob(_) => {}
         }
     }
 }

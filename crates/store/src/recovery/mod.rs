@@ -441,8 +441,12 @@ impl<M: Media> Opening<M> {
         medium.flush()?;
         if log.batches.is_empty() {
             // A recovery that was cut off may have put an arena's batches there that is gone now.
-            // What this one does not accept must not come back in the next.
+            // What this one does not accept must not come back in the next; nor may the header say
+            // that the segment begins behind another batch.
             medium.write_block(known.header.block_at(first.1, 1), |_| {})?;
+            medium.write_block(known.header.block_at(first.1, 0), |block| {
+                log.encode_header(block);
+            })?;
         }
         for at in 0..log.batches.len() {
             if log.batches[at].blocks() > log.blocks_left() {

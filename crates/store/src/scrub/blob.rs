@@ -1,11 +1,13 @@
 //! Both copies of the blob of the last checkpoint. A checkpoint that ends meanwhile makes others,
 //! and these are looked at then.
 
+use super::report::wrong;
+use super::slots::Head;
 use super::window::Found;
 use super::{Job, Next, ScrubFinding, ScrubSeverity};
-use crate::Media;
 use crate::format::{SegmentKind, checksum};
 use crate::store::Store;
+use crate::{Media, SlotId};
 
 /// How far the blob is read.
 #[derive(Default)]
@@ -39,9 +41,9 @@ impl<M: Media> Store<M> {
                 Err(run) => return Next::Read(run),
             };
             job.blob.is_header_done = true;
-            match found.filter(|found| found.kind == SegmentKind::Blob) {
-                Some(_) => self.scrub_verified(1),
-                None => self.bad_blob_header(extent.slot),
+            match found {
+                Head::Found(head) if head.kind == SegmentKind::Blob => self.scrub_verified(1),
+                head => self.bad_blob_header(extent.slot, head.is_unreadable()),
             }
         }
         if job.blob.done >= extent.blocks {
@@ -95,18 +97,13 @@ impl<M: Media> Store<M> {
             let remedy = "the pool will not open again: copy the disks while it is served";
             (ScrubSeverity::Lost, remedy)
         };
+        let what = if is_unreadable { "cannot be read" } else { "do not verify" };
+        let what = format!("the tables of the last checkpoint, {blocks} blocks, {what}");
         let extent = extents.first().copied();
-        self.found(ScrubFinding {
-            severity,
-            is_unreadable,
-            disk: None,
-            lba: None,
-            segment: None,
-            slot: extent.map(|extent| extent.slot),
-            block: extent.map_or(0, |extent| extent.block.into()),
-            what: format!("the tables of the last checkpoint, {blocks} blocks, do not verify"),
-            remedy: remedy.into(),
-        });
+        let slot = extent.map(|extent| extent.slot);
+        let block = extent.map_or(0, |extent| extent.block.into());
+        let finding = ScrubFinding::new(severity, what, remedy);
+        self.found(ScrubFinding { is_unreadable, slot, block, ..finding });
         self.next_blob(job)
     }
 
@@ -126,17 +123,10 @@ impl<M: Media> Store<M> {
         Walk { generation, sum, copy, bad_copies, ..Walk::default() }
     }
 
-    fn bad_blob_header(&mut self, slot: crate::SlotId) {
-        self.found(ScrubFinding {
-            severity: ScrubSeverity::Harmless,
-            is_unreadable: false,
-            disk: None,
-            lba: None,
-            segment: None,
-            slot: Some(slot),
-            block: 0,
-            what: "the header of the slot of the checkpoint does not verify".into(),
-            remedy: "no read needs it, and it goes with a later checkpoint".into(),
-        });
+    fn bad_blob_header(&mut self, slot: SlotId, is_unreadable: bool) {
+        let what = format!("the header of the slot of the checkpoint {}", wrong(is_unreadable));
+        let remedy = "no read needs it, and it goes with a later checkpoint";
+        let finding = ScrubFinding::new(ScrubSeverity::Harmless, what, remedy);
+        self.found(ScrubFinding { is_unreadable, slot: Some(slot), ..finding });
     }
 }

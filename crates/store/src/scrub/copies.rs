@@ -9,6 +9,7 @@
 //! - What is written to the pair of an older epoch is what its other copy holds, or, if that is
 //!   damaged too, the filler a repair would write: the epoch that runs is the latest there is.
 
+use super::report::wrong;
 use super::window::{Found, Run};
 use super::{Job, Next, Phase, ScrubFinding, ScrubSeverity};
 use crate::format::{
@@ -168,8 +169,7 @@ impl<M: Media> Store<M> {
 
     fn bad_copy(&mut self, job: &mut Job, place: Place, is_unreadable: bool) -> Next {
         let is_running = self.is_of_running_epoch(place);
-        let what = if is_unreadable { "cannot be read" } else { "does not verify" };
-        let what = format!("{} {what}", place.name());
+        let what = format!("{} {}", place.name(), wrong(is_unreadable));
         let is_writing = self.state.is_writing();
         let (severity, remedy) = match (is_writing, is_running) {
             (true, true) => {
@@ -182,17 +182,9 @@ impl<M: Media> Store<M> {
                 "the other copy serves; stop the server and run `bowline pool repair`",
             ),
         };
-        self.found(ScrubFinding {
-            severity,
-            is_unreadable,
-            disk: None,
-            lba: None,
-            segment: None,
-            slot: None,
-            block: place.at() / BLOCK_BYTES,
-            what,
-            remedy: remedy.into(),
-        });
+        let block = place.at() / BLOCK_BYTES;
+        let finding = ScrubFinding::new(severity, what, remedy);
+        self.found(ScrubFinding { is_unreadable, block, ..finding });
         if matches!(place, Place::Superblock { copy: 0, .. }) {
             job.copies.sound = None;
         }

@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use super::slots::Wrong;
+use super::report::wrong;
+use super::slots::{Head, Wrong};
 use super::window::Found;
 use super::{Job, Next};
 use crate::format::{Owner, SegmentKind, block_checksum, image_head_blocks, read_image_head};
@@ -63,7 +64,9 @@ impl<M: Media> Store<M> {
             Ok(found) => found,
             Err(run) => return Next::Read(run),
         };
-        if found.is_some_and(|found| found.kind == SegmentKind::Images) {
+        if let Head::Found(head) = &found
+            && head.kind == SegmentKind::Images
+        {
             self.scrub_verified(1);
         } else if !job.is_second {
             job.is_second = true;
@@ -71,7 +74,7 @@ impl<M: Media> Store<M> {
         } else {
             let is_there = |one: &&Image| self.image_piece(slot, one.segment, one.block).is_some();
             if let Some(segment) = images.todo.iter().find(is_there).map(|one| one.segment) {
-                self.bad_header(slot, segment);
+                self.bad_header(slot, segment, found.is_unreadable());
             }
         }
         job.is_second = false;
@@ -96,6 +99,7 @@ impl<M: Media> Store<M> {
         }
         let at = self.header.block_at(slot, first);
         let bytes = self.scrub.window.blocks(&self.memory, at, blocks);
+        let is_unreadable = bytes.is_none();
         let head = bytes.and_then(|bytes| read_image_head(self.header.salt, bytes));
         let directory = self.image_piece(slot, segment, block).map(|piece| piece.directory.clone());
         let says = |head: &crate::format::ImageHead| {
@@ -118,10 +122,11 @@ impl<M: Media> Store<M> {
                 let indices = directory.iter().flat_map(|known| known.indices());
                 let live = self.leave_to_map(job, slot, segment, indices);
                 let what = format!(
-                    "the head of an image does not verify; the {live} blocks that are needed of \
-                     it are judged by the map"
+                    "the head of an image {}; the {live} blocks that are needed of it are judged \
+                     by the map",
+                    wrong(is_unreadable)
                 );
-                self.harmless(slot, segment, first, what);
+                self.harmless(slot, segment, first, is_unreadable, what);
                 images.owners = Some(Rc::default());
             }
         }

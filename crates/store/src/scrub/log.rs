@@ -9,6 +9,7 @@
 
 use std::rc::Rc;
 
+use super::report::wrong;
 use super::slots::Wrong;
 use super::window::{Found, Window};
 use super::{Job, Next};
@@ -29,11 +30,14 @@ struct Sum {
 /// What is wrong, until it is known whether that counts.
 #[derive(Clone)]
 enum Problem {
-    Header,
+    Header {
+        is_unreadable: bool,
+    },
     /// Blocks where a batch should be, up to the next one that is there.
     Gap {
         first: u32,
         end: u32,
+        is_unreadable: bool,
     },
     Data(Wrong),
 }
@@ -55,8 +59,8 @@ pub(super) struct LogVisit {
     /// The first block of data of the batch at hand, and what its blocks should be.
     first_data: u32,
     sums: Rc<Vec<Sum>>,
-    /// Where a batch should be and is not.
-    gap: Option<u32>,
+    /// Where a batch should be and is not, and whether the medium could not read that block.
+    gap: Option<(u32, bool)>,
     /// The first batch found.
     first: Option<BatchNumber>,
     /// Batches up to this one had been flushed when one of this segment was written.
@@ -180,32 +184,34 @@ impl<M: Media> Store<M> {
         let began = self.scrub.beginnings.get(&log.segment).map(|(_, number)| *number);
         let known = log.last.map(|(number, _)| number).or(began);
         let lacks = known.is_some_and(|last| last < log.durable && last < log.limit);
-        if let Some(first) = log.gap.take()
+        if let Some((first, is_unreadable)) = log.gap.take()
             && (lacks || self.is_any_alive(log, first, log.end))
         {
             // Without more to be missing, the rest of a segment that was left early is nothing.
-            log.problems.push((log.next_number(), Problem::Gap { first, end: log.end }));
+            let problem = Problem::Gap { first, end: log.end, is_unreadable };
+            log.problems.push((log.next_number(), problem));
         }
         for (number, problem) in std::mem::take(&mut log.problems) {
             let counts = number <= log.durable && number <= log.limit;
             match problem {
                 // It went out with the first batch, and may have been torn off that by a crash.
-                Problem::Header => {
+                Problem::Header { is_unreadable } => {
                     let flushed = log.written_in.and_then(|epoch| job.flushed.get(&epoch));
                     let was_flushed = log.first.is_some_and(|first| Some(&first) <= flushed);
                     if log.is_of_this_run || began.is_some() || was_flushed {
-                        self.bad_header(log.slot, log.segment);
+                        self.bad_header(log.slot, log.segment, is_unreadable);
                     }
                 }
-                Problem::Gap { first, end } => {
+                Problem::Gap { first, end, is_unreadable } => {
                     let indices = first..end;
                     let live = self.leave_to_map(job, log.slot, log.segment, indices);
                     if counts || lacks || live > 0 {
                         let what = format!(
-                            "the head of batch {number}, or of one after it, does not verify; the \
-                             {live} blocks that are needed up to block {end} are judged by the map"
+                            "the head of batch {number}, or of one after it, {}; the {live} blocks \
+                             that are needed up to block {end} are judged by the map",
+                            wrong(is_unreadable)
                         );
-                        self.harmless(log.slot, log.segment, first, what);
+                        self.harmless(log.slot, log.segment, first, is_unreadable, what);
                     }
                 }
                 Problem::Data(wrong) => {
@@ -283,15 +289,15 @@ impl LogVisit {
         }
         let head = bytes.and_then(|bytes| self.head_at(pool, block, bytes));
         let Some(head) = head else {
-            self.gap.get_or_insert(block);
+            self.gap.get_or_insert((block, bytes.is_none()));
             self.next_head = block + 1;
             return;
         };
-        if let Some(first) = self.gap.take() {
+        if let Some((first, is_unreadable)) = self.gap.take() {
             // Without the header, the last of those that are missing is the one that is known.
             let behind = BatchNumber(head.number.0.saturating_sub(1));
             let number = if self.last.is_some() { self.next_number() } else { behind };
-            self.problems.push((number, Problem::Gap { first, end: block }));
+            self.problems.push((number, Problem::Gap { first, end: block, is_unreadable }));
         }
         self.enter(&head, block, bytes.unwrap_or_default());
     }
@@ -308,7 +314,10 @@ impl LogVisit {
                 self.last = Some((found.before.1, found.before.2));
                 self.header = Some(found);
             }
-            None => self.problems.push((BatchNumber(0), Problem::Header)),
+            None => {
+                let is_unreadable = bytes.is_none();
+                self.problems.push((BatchNumber(0), Problem::Header { is_unreadable }));
+            }
         }
     }
 
@@ -355,7 +364,8 @@ impl LogVisit {
         let known = self.first_data + sums.len() as u32;
         if known < self.next_head {
             // Entries of a kind that is not known: the map judges what they hold.
-            let problem = Problem::Gap { first: known, end: self.next_head };
+            let (first, end) = (known, self.next_head);
+            let problem = Problem::Gap { first, end, is_unreadable: false };
             self.problems.push((head.number, problem));
         }
         self.sums = Rc::new(sums);

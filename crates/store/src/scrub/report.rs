@@ -55,6 +55,21 @@ pub struct ScrubFinding {
     pub remedy: String,
 }
 
+impl ScrubFinding {
+    /// Something wrong before the slots, at the beginning of the pool, until more is said of it.
+    pub(super) fn new(severity: ScrubSeverity, what: String, remedy: &str) -> ScrubFinding {
+        let remedy = remedy.to_owned();
+        let (disk, lba, segment, slot) = (None, None, None, None);
+        let (is_unreadable, block) = (false, 0);
+        ScrubFinding { severity, is_unreadable, disk, lba, segment, slot, block, what, remedy }
+    }
+}
+
+/// What is wrong with something that is not what was written.
+pub(super) fn wrong(is_unreadable: bool) -> &'static str {
+    if is_unreadable { "cannot be read" } else { "does not verify" }
+}
+
 /// How far the running scrub is, or how the last one ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ScrubStatus {

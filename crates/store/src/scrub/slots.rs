@@ -2,6 +2,7 @@
 
 use super::images::Images;
 use super::log::LogVisit;
+use super::report::wrong;
 use super::window::{Found, Run};
 use super::{Job, Next, Phase, ScrubFinding, ScrubSeverity};
 use crate::format::{SegmentHeader, SegmentKind, image_head_blocks};
@@ -37,6 +38,19 @@ pub(super) struct Wrong {
     pub is_unreadable: bool,
     /// Whose block it was, if that is known.
     pub owner: Option<(LineageId, u64)>,
+}
+
+/// The header of a slot, as it was read.
+pub(super) enum Head {
+    Found(SegmentHeader),
+    Unreadable,
+    Wrong,
+}
+
+impl Head {
+    pub(super) fn is_unreadable(&self) -> bool {
+        matches!(self, Head::Unreadable)
+    }
 }
 
 impl Visit {
@@ -146,6 +160,10 @@ impl<M: Media> Store<M> {
                     return Next::Again;
                 }
             },
+            Some(_) if self.segments.live_in(slot) == 0 => {
+                job.blocks_done(blocks.into());
+                return Next::Again;
+            }
             Some((id, _)) => {
                 let is_open = matches!(self.segments.slot(slot), Some(SlotState::Open(_)));
                 // Its header may be on its way.
@@ -165,17 +183,17 @@ impl<M: Media> Store<M> {
         Next::Again
     }
 
-    /// The header of a slot; none if it does not verify. `Err` says what to read first.
-    pub(super) fn header_in_window(&self, slot: SlotId) -> Result<Option<SegmentHeader>, Run> {
+    /// The header of a slot. `Err` says what to read first.
+    pub(super) fn header_in_window(&self, slot: SlotId) -> Result<Head, Run> {
         let at = self.header.block_at(slot, 0);
         if self.scrub.window.blocks_from(at) == 0 {
             return Err(Run { at, blocks: 1, slot: Some(slot) });
         }
         let Found::Bytes(bytes) = self.scrub.window.block(&self.memory, at) else {
-            return Ok(None);
+            return Ok(Head::Unreadable);
         };
         let found = SegmentHeader::decode(self.header.salt, self.header.pool, bytes);
-        Ok(found.filter(|found| found.slot == slot))
+        Ok(found.filter(|found| found.slot == slot).map_or(Head::Wrong, Head::Found))
     }
 
     fn step_map_header(&mut self, job: &mut Job, slot: SlotId, id: SegmentId) -> Next {
@@ -183,7 +201,9 @@ impl<M: Media> Store<M> {
             Ok(found) => found,
             Err(run) => return Next::Read(run),
         };
-        if found.is_some_and(|found| (found.segment, found.kind) == (id, SegmentKind::Map)) {
+        if let Head::Found(head) = &found
+            && (head.segment, head.kind) == (id, SegmentKind::Map)
+        {
             self.scrub_verified(1);
             return Next::Done;
         }
@@ -196,17 +216,25 @@ impl<M: Media> Store<M> {
             });
         }
         if self.whole_in(slot) == Some((id, SegmentKind::Map)) {
-            self.bad_header(slot, id);
+            self.bad_header(slot, id, found.is_unreadable());
         }
         Next::Done
     }
 
-    pub(super) fn bad_header(&mut self, slot: SlotId, segment: SegmentId) {
-        self.harmless(slot, segment, 0, "the header of the slot does not verify".into());
+    pub(super) fn bad_header(&mut self, slot: SlotId, segment: SegmentId, is_unreadable: bool) {
+        let what = format!("the header of the slot {}", wrong(is_unreadable));
+        self.harmless(slot, segment, 0, is_unreadable, what);
     }
 
     /// Something no read needs is damaged.
-    pub(super) fn harmless(&mut self, slot: SlotId, id: SegmentId, block: u32, what: String) {
+    pub(super) fn harmless(
+        &mut self,
+        slot: SlotId,
+        id: SegmentId,
+        block: u32,
+        is_unreadable: bool,
+        what: String,
+    ) {
         let is_needed_by_recovery = id >= self.root.position.segment
             && self.segments.get(id).is_some_and(|segment| segment.kind == SegmentKind::Log);
         let remedy = if is_needed_by_recovery && self.state.is_writing() {
@@ -216,17 +244,9 @@ impl<M: Media> Store<M> {
             "no read needs it, and it goes when the slot is next emptied; find out why the medium \
              changed it"
         };
-        self.found(ScrubFinding {
-            severity: ScrubSeverity::Harmless,
-            is_unreadable: false,
-            disk: None,
-            lba: None,
-            segment: Some(id),
-            slot: Some(slot),
-            block: block.into(),
-            what,
-            remedy: remedy.into(),
-        });
+        let finding = ScrubFinding::new(ScrubSeverity::Harmless, what, remedy);
+        let (segment, slot, block) = (Some(id), Some(slot), block.into());
+        self.found(ScrubFinding { is_unreadable, segment, slot, block, ..finding });
     }
 
     /// A block of data, or a page of the map, is not what was written.
@@ -244,15 +264,13 @@ impl<M: Media> Store<M> {
             (ScrubSeverity::Harmless, remedy)
         };
         self.found(ScrubFinding {
-            severity,
             is_unreadable: wrong.is_unreadable,
             disk,
             lba,
             segment: Some(wrong.segment),
             slot: Some(slot),
             block: wrong.block.into(),
-            what: format!("a block {what}"),
-            remedy: remedy.into(),
+            ..ScrubFinding::new(severity, format!("a block {what}"), remedy)
         });
     }
 

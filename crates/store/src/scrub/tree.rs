@@ -189,17 +189,17 @@ impl<M: Media> Store<M> {
         let what = if is_unreadable { "cannot be read" } else { "is not what was written" };
         let remedy = "reads of these blocks fail unless the page is still in memory: copy what can \
                       be read, then stop the server and run `bowline pool check`";
+        // Of a disk that is gone nothing is needed.
+        let severity = if disk.is_some() { ScrubSeverity::Lost } else { ScrubSeverity::Harmless };
+        let what = format!("the page of the map for blocks {first} to {} {what}", first + span - 1);
         self.found(ScrubFinding {
-            // Of a disk that is gone nothing is needed.
-            severity: if disk.is_some() { ScrubSeverity::Lost } else { ScrubSeverity::Harmless },
             is_unreadable,
             disk,
             lba: disk.map(|_| Lba(first)),
             segment: Some(entry.segment()),
             slot: place.map(|(slot, _)| slot),
             block: place.map_or(0, |(_, block)| block.into()),
-            what: format!("the page of the map for blocks {first} to {} {what}", first + span - 1),
-            remedy: remedy.into(),
+            ..ScrubFinding::new(severity, what, remedy)
         });
     }
 }

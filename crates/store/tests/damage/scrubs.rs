@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bowline_store::{
-    Broken, CheckVerdict, DiskId, Place, PlaceKind, ScrubFinding, ScrubSeverity, ScrubState,
-    ScrubStatus,
+    Broken, CheckVerdict, DiskId, Durability, Place, PlaceKind, Provision, ScrubFinding,
+    ScrubSeverity, ScrubState, ScrubStatus,
 };
 
 use crate::world::{
-    BLOCK, History, Random, SLOT_BYTES, World, check_bytes, image, open, open_with, options,
+    BLOCK, History, Random, SLOT_BYTES, World, adopt_in_vain, check_bytes, content, format_with,
+    image, open, open_with, options, tag_of,
 };
 
 const FIRST_SLOT_AT: u64 = 1 << 20;
@@ -300,6 +301,64 @@ fn what_the_medium_cannot_read_is_found_to_the_block() {
         status.findings.iter().map(|one| (at(one), one.is_unreadable)).collect();
     assert_eq!(found, [(bad, true)]);
     assert_eq!(status.lost, 1);
+}
+
+/// Whatever it is: a medium that reports an error has not changed it.
+#[test]
+fn what_the_medium_cannot_read_is_told_from_what_it_changed() {
+    let mut kinds: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for place in places() {
+        let name = format!("{:?}", place.kind);
+        let kind = name.split('(').next().unwrap_or_default();
+        kinds.entry(kind.to_owned()).or_default().push(place.at);
+    }
+    let mut found = BTreeSet::new();
+    for (kind, all) in &kinds {
+        for bad in [all[0], all[all.len() / 2], all[all.len() - 1]] {
+            let mut world = opened();
+            world.unreadable.borrow_mut().push(bad..bad + BLOCK as u64);
+            for finding in scrub(&mut world).findings {
+                assert!(finding.is_unreadable, "{kind} at {bad}: {finding:?}");
+                assert!(finding.what.contains("cannot be read"), "{finding:?}");
+                found.insert(kind.as_str());
+            }
+        }
+    }
+    let missed: Vec<&String> = kinds.keys().filter(|kind| !found.contains(kind.as_str())).collect();
+    assert!(missed.is_empty(), "nothing found of {missed:?}");
+}
+
+/// A recovery that was cut off has written the header of its first segment, behind what it had
+/// accepted. The next one accepts more, from where the batches first went, and begins there too.
+#[test]
+fn a_header_of_a_recovery_that_was_cut_off_misleads_nobody() {
+    let mut world = open(format_with(40, SLOT_BYTES), 1).unwrap();
+    let disk = world.store.create_disk("a", 1 << 20, Durability::Strict, Provision::Thin).unwrap();
+    world.flush();
+    world.is_stuck.set(true);
+    for lba in 0..6 {
+        world.write(disk, lba, &content(lba + 1));
+        world.poll();
+    }
+    let under_way = world.under_way.take();
+    assert!(under_way.len() > 2);
+    let bytes = adopt_in_vain(world, 1);
+    for (at, landed) in under_way {
+        bytes.borrow_mut()[at as usize..at as usize + landed.len()].copy_from_slice(&landed);
+    }
+    let mut world = open(bytes, 2).unwrap();
+    let last = world.read(disk, 1).unwrap();
+    assert_eq!(tag_of(&last), 2);
+    world.store.want_checkpoint();
+    world.poll();
+    assert_eq!(scrub(&mut world).findings, []);
+    let mut world = open(world.bytes.clone(), 3).unwrap();
+    assert_eq!(scrub(&mut world).findings, []);
+    // Nothing of the log is passed over either.
+    let at = world.bytes.borrow().chunks(BLOCK).position(|block| block == last).unwrap();
+    world.bytes.borrow_mut()[at * BLOCK + 99] ^= 1;
+    let status = scrub(&mut world);
+    assert_eq!((status.lost, status.findings_total()), (1, 1), "{:#?}", status.findings);
 }
 
 #[test]

@@ -96,6 +96,8 @@ impl<S: Subject> Simulation<'_, S> {
             match self.call(&mut act) {
                 Ok(Ok(sequence)) => {
                     self.model.admit(change);
+                    let submitted = self.host.device.borrow().counters().flushes_submitted;
+                    self.changed_after = Some(submitted);
                     self.host.device.borrow_mut().note(Moment::Replied(number));
                     self.trace("admitted", || Self::describe(change));
                     self.coverage.hit("changes");
@@ -203,7 +205,7 @@ impl<S: Subject> Simulation<'_, S> {
 
     fn flush(&mut self, wait: bool) -> Step<()> {
         let number = self.model.replied();
-        let ticket = self.ticket(Waiting::Flush { number });
+        let ticket = self.ticket(Waiting::Flush { number, after: self.changed_after });
         self.trace("flush", || format!("of everything through {number}"));
         self.call(|subject| subject.flush(ticket))?;
         if wait {
@@ -300,12 +302,13 @@ impl<S: Subject> Simulation<'_, S> {
                 other => return Err(Violation(format!("a wrong answer: {other:?}")).into()),
             },
             Told::Flushed { ticket, result } => {
-                let Waiting::Flush { number } = self.answered(ticket)? else {
+                let Waiting::Flush { number, after } = self.answered(ticket)? else {
                     return Err(Violation("an answer of the wrong kind".into()).into());
                 };
                 self.trace("flushed", || format!("through {number}: {result:?}"));
                 match result {
                     Ok(()) => {
+                        self.paid_for(number, after)?;
                         self.coverage.hit("flushes answered");
                         self.model.promise(number);
                     }
@@ -317,6 +320,22 @@ impl<S: Subject> Simulation<'_, S> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A flush of something that was changed costs the medium a flush that was submitted after the
+    /// change.
+    fn paid_for(&mut self, number: u64, after: Option<u64>) -> Step<()> {
+        let Some(after) = after else { return Ok(()) };
+        let last = self.host.device.borrow().counters().flushed_last;
+        if last <= after {
+            let text = format!(
+                "a flush through {number} is answered, but the medium was not flushed since: \
+                 flush {last} was its last, and the change came after {after}"
+            );
+            return Err(Violation(text).into());
+        }
+        self.coverage.hit("flushes paid for");
         Ok(())
     }
 

@@ -27,6 +27,8 @@ struct Flight {
     fate: Fate,
     /// A flush covers what had completed when it was submitted.
     through: u64,
+    /// How many flushes had been submitted, with this one.
+    flushes: u64,
     /// A hash of a write's bytes when it was submitted, for some of them.
     sum: Option<u64>,
 }
@@ -42,6 +44,10 @@ pub struct DeviceCounters {
     pub reads: u64,
     /// Flushes that completed well.
     pub flushes: u64,
+    /// Flushes that were submitted, and the last of them that completed well.
+    pub flushes_submitted: u64,
+    /// See `flushes_submitted`.
+    pub flushed_last: u64,
     /// Writes of dead processes that landed after the death.
     pub landed_late: u64,
     /// Of these, after the successor had begun.
@@ -302,7 +308,9 @@ impl Device {
             return;
         }
         let due = self.now + delay;
-        let flight = Flight { id, io, due, fate, through: self.platter.stamp(), sum };
+        self.counters.flushes_submitted += u64::from(matches!(io, Io::Flush));
+        let (through, flushes) = (self.platter.stamp(), self.counters.flushes_submitted);
+        let flight = Flight { id, io, due, fate, through, flushes, sum };
         self.trace("submit", &flight);
         self.flights.push(flight);
     }
@@ -335,7 +343,13 @@ impl Device {
         let flight = self.flights.swap_remove(earliest(&self.flights, self.now)?);
         self.land(&flight);
         let result = match flight.fate {
-            Fate::Good | Fate::Lie => Ok(()),
+            Fate::Good | Fate::Lie => {
+                if matches!(flight.io, Io::Flush) {
+                    let last = &mut self.counters.flushed_last;
+                    *last = flight.flushes.max(*last);
+                }
+                Ok(())
+            }
             Fate::Error(code) => {
                 self.counters.errors[Faults::kind(&flight.io)] += 1;
                 Err(system("simulated I/O", code))

@@ -147,6 +147,7 @@ impl<S: Subject> Simulation<'_, S> {
         let subject = self.subject.take();
         let _ = guarded(|| drop(subject));
         self.waiting.clear();
+        self.changed_after = None;
         self.model.end_process();
         match end {
             Crash::Process | Crash::Clean => {

@@ -79,11 +79,35 @@ pub(crate) type Step<T> = Result<T, Stop>;
 /// What an answer is awaited for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Waiting {
-    Read { disk: u32, lba: u64, blocks: u64, low: u64, errors: u64 },
-    Judge { disk: u32, lba: u64, blocks: u64 },
-    Status { disk: u32, lba: u64, blocks: u64, low: u64 },
-    JudgeStatus { disk: u32, lba: u64, end: u64 },
-    Flush { number: u64 },
+    Read {
+        disk: u32,
+        lba: u64,
+        blocks: u64,
+        low: u64,
+        errors: u64,
+    },
+    Judge {
+        disk: u32,
+        lba: u64,
+        blocks: u64,
+    },
+    Status {
+        disk: u32,
+        lba: u64,
+        blocks: u64,
+        low: u64,
+    },
+    JudgeStatus {
+        disk: u32,
+        lba: u64,
+        end: u64,
+    },
+    /// Of what was changed up to `number`; the last change came after so many flushes had been
+    /// submitted to the medium. None if nothing was changed since the process began.
+    Flush {
+        number: u64,
+        after: Option<u64>,
+    },
 }
 
 /// Where lines of the trace go.
@@ -107,6 +131,8 @@ pub(crate) struct Simulation<'a, S: Subject> {
     pub damaged: bool,
     pub room: bool,
     pub disks_made: u32,
+    /// Flushes submitted to the medium before the last change was admitted by this process.
+    pub changed_after: Option<u64>,
     /// The last change of the beginning.
     pub first_replied: u64,
     pub operations_done: u64,
@@ -180,6 +206,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
             damaged: false,
             room: false,
             disks_made: 0,
+            changed_after: None,
             first_replied: 0,
             operations_done: 0,
             is_scrub_running: false,

@@ -23,6 +23,7 @@ pub const COVERED: &[&str] = &[
     "changes lost lawfully",
     "changes kept without a promise",
     "flushes answered",
+    "flushes paid for",
     "blocks read",
     "zero blocks read",
     "states verified",

@@ -2,7 +2,7 @@
 //! every behaviour broken on purpose is found.
 
 use bowline_sim::pool::{BROKEN, BROKEN_SCRUB, Pool};
-use bowline_sim::{Coverage, Exploration, Options, explore, find, lie, run_seeds};
+use bowline_sim::{Coverage, Exploration, Options, explore, find, lie, run_seed, run_seeds};
 
 fn verdict(seeds: std::ops::Range<u64>, options: &Options) {
     let report = run_seeds::<Pool>(seeds, options);
@@ -46,6 +46,15 @@ fn a_scrub_that_does_not_verify_is_found() {
     let options = Options { faults: false, ..Options::default() };
     let (_, violation) = find::<Pool>(BROKEN_SCRUB, 1..60, &options).unwrap();
     assert!(violation.0.contains("a scrub found nothing"), "{violation:?}");
+}
+
+#[test]
+fn a_flush_that_costs_the_medium_nothing_is_found() {
+    let broken = Some("flush-lies".to_owned());
+    let options = Options { faults: false, damage: false, broken, ..Options::default() };
+    let violation = run_seed::<Pool>(1, &options, None).violation;
+    let text = violation.map_or(String::new(), |violation| violation.0);
+    assert!(text.contains("the medium was not flushed since"), "{text}");
 }
 
 #[test]

@@ -124,6 +124,7 @@ impl<M: Media> Store<M> {
                     return false;
                 }
                 self.frozen_pages = pages;
+                self.shape.resized = 0;
                 self.bytes_since_checkpoint = 0;
                 let position = self.log.position();
                 Frozen { position, seq: self.seq, catalogue: self.catalogue.clone() }

@@ -115,6 +115,7 @@ impl<M: Media> Store<M> {
             log_bytes_since_checkpoint: self.bytes_since_checkpoint,
             map_frames: self.map.frames(),
             deltas: (deltas.len(), deltas.capacity()),
+            tables_bytes: self.segments.memory_bytes(),
             unmovable_slots: self.unmovable_slots(),
             is_checkpointing: self.checkpoint.is_some(),
         }

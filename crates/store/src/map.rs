@@ -247,6 +247,10 @@ impl Map {
     /// The state of a block and for how many blocks, up to `limit`, it is known to be the same
     /// without looking further than a page.
     pub(crate) fn run(&mut self, lineage: LineageId, lba: Lba, limit: u64) -> (Lookup, u64) {
+        if self.active.is_empty() && self.frozen.as_ref().is_none_or(Generation::is_empty) {
+            let (found, run) = self.in_tree(lineage, lba);
+            return (found, run.min(limit));
+        }
         let leaf = leaf_of(lba);
         let to_leaf_end = (leaf + 1) * FANOUT - lba.0;
         if !self.touches(lineage, leaf) {

@@ -19,8 +19,9 @@ use crate::{
     ReadError, SlotId, Ticket,
 };
 
-/// Most leaves of the map looked at for one question about block states.
-const STATUS_LEAVES_MAX: usize = 2048;
+/// Most steps for one question about block states, each a leaf of the map or, where changes are
+/// pending, a block: some tenths of a millisecond. The answer may be for less than was asked.
+const STATUS_STEPS_MAX: usize = 2048;
 /// How often a block whose checksum is wrong is read again before it is given up.
 const RETRIES_MAX: u8 = 1;
 
@@ -36,7 +37,32 @@ struct Run {
 /// What was asked.
 enum Kind {
     Data { span: Span },
-    Status { blocks: u64, extents_max: usize },
+    Status(Question),
+}
+
+/// A question about block states, and what is known of the answer. What has been found stays when a
+/// page has to be waited for: maps may be larger than memory.
+#[derive(Debug, Default)]
+struct Question {
+    blocks: u64,
+    extents_max: usize,
+    extents: Vec<Extent>,
+    done: u64,
+    steps: usize,
+}
+
+impl Question {
+    /// Adds a run; false if there is no room for it in the answer.
+    fn add(&mut self, blocks: u64, state: BlockState) -> bool {
+        let count = self.extents.len();
+        match self.extents.last_mut() {
+            Some(last) if last.state == state => last.blocks += blocks,
+            _ if count == self.extents_max => return false,
+            _ => self.extents.push(Extent { blocks, state }),
+        }
+        self.done += blocks;
+        true
+    }
 }
 
 /// A read under way.
@@ -111,7 +137,8 @@ impl<M: Media> Store<M> {
         extents_max: usize,
     ) {
         assert!(blocks > 0 && extents_max > 0);
-        self.begin(ticket, disk, lba, Kind::Status { blocks, extents_max });
+        let question = Question { blocks, extents_max, ..Question::default() };
+        self.begin(ticket, disk, lba, Kind::Status(question));
     }
 
     fn begin(&mut self, ticket: Ticket, disk: DiskId, lba: Lba, kind: Kind) {
@@ -134,14 +161,16 @@ impl<M: Media> Store<M> {
 
     /// Goes on with a read as far as it can.
     fn advance(&mut self, at: usize) {
-        let Some(read) = self.reads.slots[at].as_ref() else { return };
-        match &read.kind {
+        let Some(read) = self.reads.slots[at].as_mut() else { return };
+        let (lineage, lba) = (read.lineage, read.lba);
+        match &mut read.kind {
             Kind::Data { span } => {
                 let blocks = u64::from(span.bytes()) / BLOCK_BYTES;
-                self.advance_data(at, read.lineage, read.lba, blocks);
+                self.advance_data(at, lineage, lba, blocks);
             }
-            Kind::Status { blocks, extents_max } => {
-                self.advance_status(at, read.lineage, read.lba, *blocks, *extents_max);
+            Kind::Status(question) => {
+                let question = std::mem::take(question);
+                self.advance_status(at, lineage, lba, question);
             }
         }
     }
@@ -326,27 +355,22 @@ impl<M: Media> Store<M> {
         let ticket = read.ticket;
         self.events.push_back(match read.kind {
             Kind::Data { span } => Event::Read { ticket, span, result },
-            Kind::Status { .. } => Event::Status { ticket, result: result.map(|()| Vec::new()) },
+            Kind::Status(_) => Event::Status { ticket, result: result.map(|()| Vec::new()) },
         });
     }
 
-    fn advance_status(
-        &mut self,
-        at: usize,
-        lineage: LineageId,
-        lba: Lba,
-        blocks: u64,
-        extents_max: usize,
-    ) {
-        let mut extents: Vec<Extent> = Vec::new();
-        let (mut done, mut looked) = (0, 0);
-        while done < blocks && looked < STATUS_LEAVES_MAX * 340 {
-            let here = Lba(lba.0 + done);
-            let (found, run) = self.map.run(lineage, here, blocks - done);
-            looked += if run == 1 { 1 } else { 340 };
+    fn advance_status(&mut self, at: usize, lineage: LineageId, lba: Lba, mut question: Question) {
+        while question.done < question.blocks && question.steps < STATUS_STEPS_MAX {
+            let here = Lba(lba.0 + question.done);
+            let (found, run) = self.map.run(lineage, here, question.blocks - question.done);
             let entry = match found {
                 Lookup::Found(entry) => entry,
-                Lookup::Needs(page) => return self.wait_for_page(at, page),
+Lookup::Needs(page) => {
+                    if let Some(read) = self.reads.slots[at].as_mut() {
+                        read.kind = Kind::Status(question);
+                    }
+                    return self.wait_for_page(at, page);
+                }
                 Lookup::Damaged(_) if self.looks_again(at) => continue,
                 Lookup::Damaged(segment) => {
                     return self.fail(at, |disk| ReadError::Map { disk, lba: here, segment });
@@ -358,16 +382,14 @@ impl<M: Media> Store<M> {
                 Some(State::Zero | State::Reserved) => BlockState::Zero,
                 _ => BlockState::Hole,
             };
-            let count = extents.len();
-            match extents.last_mut() {
-                Some(last) if last.state == state => last.blocks += run,
-                _ if count == extents_max => break,
-                _ => extents.push(Extent { blocks: run, state }),
+            question.steps += 1;
+            if !question.add(run, state) {
+                break;
             }
-            done += run;
         }
         if let Some(read) = self.reads.take(at) {
-            self.events.push_back(Event::Status { ticket: read.ticket, result: Ok(extents) });
+            let (ticket, result) = (read.ticket, Ok(question.extents));
+            self.events.push_back(Event::Status { ticket, result });
         }
     }
 

@@ -57,8 +57,8 @@ const SLOTS_KEPT_PERCENT: u64 = 7;
 /// Bytes that a checkpoint writes for a segment or piece beyond live bits and directory.
 const SEGMENT_BYTES: usize = 24;
 const PIECE_BYTES: usize = 24;
-/// Bytes that a checkpoint writes for a disk and its lineage, at most.
-const DISK_BYTES: usize = 512;
+/// Bytes that a checkpoint writes for a disk and its lineage, at most, beyond its name.
+const DISK_BYTES: usize = 160;
 
 /// Margins: slots that must stay above what checkpoints and a failure need.
 pub(crate) const MARGIN_OF_IMAGES: usize = 1;
@@ -93,18 +93,21 @@ pub(crate) fn slots_max(slot_blocks: u32) -> u64 {
     blob_bytes / (150 + u64::from(slot_blocks) / 2)
 }
 
-/// How many pages the maps of all disks have, level by level, if nothing of them is uniform.
+/// How many pages the maps of all disks have, level by level, if nothing of them is uniform, and how
+/// long the catalogue is.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shape {
     levels: [u64; 5],
-    disks: u64,
+    catalogue_bytes: usize,
+    /// Disks that have grown since the last freeze: their trees may become higher.
+    pub resized: u64,
 }
 
 impl Shape {
-    pub(crate) fn of(disks_blocks: impl Iterator<Item = u64>) -> Shape {
-        let mut shape = Shape::default();
-        for blocks in disks_blocks {
-            shape.disks += 1;
+    fn of<'a>(disks: impl Iterator<Item = (&'a str, u64)>) -> Shape {
+        let mut shape = Shape { catalogue_bytes: DISK_BYTES, ..Shape::default() };
+        for (name, blocks) in disks {
+            shape.catalogue_bytes += DISK_BYTES + name.len();
             let mut pages = blocks;
             for level in &mut shape.levels {
                 pages = pages.div_ceil(FANOUT);
@@ -118,7 +121,7 @@ impl Shape {
     fn pages(&self, leaves: u64) -> u64 {
         // A tree that is made higher changes at every level.
         let [lowest, upper @ ..] = self.levels;
-        let upper = upper.iter().map(|level| (leaves + self.disks).min(*level));
+        let upper = upper.iter().map(|level| (leaves + self.resized).min(*level));
         leaves.min(lowest) + upper.sum::<u64>()
     }
 }
@@ -135,9 +138,10 @@ impl<M: Media> Store<M> {
     }
 
     /// The disks are others, or other in size.
-    pub(crate) fn shape_changed(&mut self) {
-        let blocks = self.catalogue.disks.values().map(|disk| disk.bytes / BLOCK_BYTES);
-        self.shape = Shape::of(blocks);
+    pub(crate) fn shape_changed(&mut self, resized: u64) {
+        let disks = self.catalogue.disks.values();
+        let disks = disks.map(|disk| (disk.name.as_str(), disk.bytes / BLOCK_BYTES));
+        self.shape = Shape { resized, ..Shape::of(disks) };
     }
 
     /// Pages that the generations that are not durable in pages yet will make, at most.
@@ -170,7 +174,7 @@ impl<M: Media> Store<M> {
             + bits
             + totals.pieces * PIECE_BYTES
             + totals.directory_bytes
-            + (self.map.lineages.len() + 1) * DISK_BYTES;
+            + self.shape.catalogue_bytes;
         (bytes as u64).div_ceil(BLOCK_BYTES)
     }
 
@@ -211,10 +215,11 @@ mod tests {
 
     #[test]
     fn pages_are_bounded_by_the_leaves_and_by_the_trees() {
-        let shape = Shape::of([1000, 1 << 28].into_iter());
-        assert_eq!(shape.pages(0), 2 * 4, "trees that grow change at each level");
-        // One leaf of the large disk, and what lies above it.
-        assert!((5..=14).contains(&shape.pages(1)));
+        let shape = Shape::of([("a", 1000), ("b", 1 << 28)].into_iter());
+        assert_eq!(shape.pages(0), 0);
+        let grown = Shape { resized: 2, ..shape };
+        assert_eq!(grown.pages(0), 2 * 4, "trees that grow change at each level");
+        assert_eq!(shape.pages(1), 5, "one leaf, and what lies above it");
         let all = 1000u64.div_ceil(340) + (1u64 << 28).div_ceil(340);
         assert!(shape.pages(u64::from(u32::MAX)) > all);
         assert!(shape.pages(u64::from(u32::MAX)) < all + all / 300);

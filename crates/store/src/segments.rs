@@ -59,6 +59,12 @@ impl Segment {
     }
 }
 
+/// Bytes of memory for a slot, a segment and a piece beyond live bits and directory, with what the
+/// allocator and half-filled nodes of trees add.
+const SLOT_MEMORY: usize = 320;
+const SEGMENT_MEMORY: usize = 160;
+const PIECE_MEMORY: usize = 64;
+
 /// Pieces that lie in a slot, by segment and first index, with how many blocks of each are alive.
 pub(crate) type Residents = BTreeMap<(SegmentId, u32), u32>;
 
@@ -165,6 +171,15 @@ impl Segments {
     /// Blocks the live ones of a slot take as images: they, and the heads.
     pub(crate) fn packed_in(&self, slot: SlotId) -> u32 {
         self.live[slot.0 as usize] + self.heads[slot.0 as usize]
+    }
+
+    /// Bytes of memory that segments and slots take, about.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let of_segment = LiveBits::encoded_bytes(self.slot_blocks) + SEGMENT_MEMORY;
+        self.slots.len() * SLOT_MEMORY
+            + self.totals.segments * of_segment
+            + self.totals.pieces * PIECE_MEMORY
+            + self.totals.directory_memory
     }
 
     pub(crate) fn totals(&self) -> Totals {

@@ -244,7 +244,9 @@ impl<M: Media> Store<M> {
             pages_wanted: 0,
             scrub: Scrub::default(),
         };
-        store.shape_changed();
+        // Which disks have grown in the log that was replayed is not known.
+        let resized = if from.log_bytes == 0 { 0 } else { store.catalogue.disks.len() };
+        store.shape_changed(resized as u64);
         store
     }
 

@@ -2,20 +2,22 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bowline_arena::{Arena, Memory, SharedPages};
 use bowline_store::{
-    ArenaRegion, Completion, CreateOptions, DiskId, Durability, Event, Io, IoId, Lba, Media,
-    MediumError, Micros, Payload, PoolId, Provision, Refused, Store, StoreOptions, Ticket, create,
+    ArenaRegion, BlockState, Completion, CreateOptions, DiskId, Durability, Event, Io, IoId, Lba,
+    Media, MediumError, Micros, Payload, PoolId, Provision, Refused, Store, StoreOptions, Ticket,
+    create,
 };
 
 const BLOCK: usize = 4096;
 
-/// A medium in memory that completes at once.
+/// A medium in memory that completes at once. Its flushes fail as long as it is told so.
 struct Plain {
+    is_failing: Rc<Cell<bool>>,
     bytes: Rc<RefCell<Vec<u8>>>,
     memory: Rc<Memory>,
     done: VecDeque<Completion>,
@@ -43,6 +45,10 @@ impl Media for Plain {
                     at += taken.len();
                 }
             }
+            Io::Flush if self.is_failing.get() => {
+                let result = Err(MediumError::System { call: "flush".into(), code: 5 });
+                return self.done.push_back(Completion { id, result });
+            }
             _ => {}
         }
         self.done.push_back(Completion { id, result: Ok(()) });
@@ -69,6 +75,7 @@ impl Random {
 }
 
 struct World {
+    is_failing: Rc<Cell<bool>>,
     bytes: Rc<RefCell<Vec<u8>>>,
     store: Store<Plain>,
     memory: Rc<Memory>,
@@ -82,13 +89,19 @@ fn options() -> StoreOptions {
     StoreOptions { delta_bytes: 1 << 20, map_frames: 64, ..StoreOptions::default() }
 }
 
+fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena, is_failing: &Rc<Cell<bool>>) -> Plain {
+    let (bytes, memory, is_failing) = (bytes.clone(), arena.memory.clone(), is_failing.clone());
+    Plain { is_failing, bytes, memory, done: VecDeque::new() }
+}
+
 fn start(
     bytes: &Rc<RefCell<Vec<u8>>>,
+    is_failing: &Rc<Cell<bool>>,
     arena: Arena,
     fresh: bool,
     boot: u128,
 ) -> (Store<Plain>, Rc<Memory>, SharedPages) {
-    let media = Plain { bytes: bytes.clone(), memory: arena.memory.clone(), done: VecDeque::new() };
+    let media = plain(bytes, &arena, is_failing);
     let region =
         ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: fresh };
     let store = Store::open(media, region, StoreOptions { boot, ..options() }).unwrap();
@@ -99,14 +112,14 @@ impl World {
     fn new(slots: u64, slot_bytes: u64) -> World {
         let bytes = Rc::new(RefCell::new(vec![0; ((1 << 20) + slots * slot_bytes) as usize]));
         let arena = Arena::private(64 << 10, 4 << 20);
-        let mut media =
-            Plain { bytes: bytes.clone(), memory: arena.memory.clone(), done: VecDeque::new() };
+        let is_failing = Rc::default();
+        let mut media = plain(&bytes, &arena, &is_failing);
         let made = CreateOptions { pool: PoolId(7), salt: 99, slot_bytes, now_seconds: 0 };
         create(&mut media, &arena.pages, &made).unwrap();
-        let (mut store, memory, pages) = start(&bytes, arena, true, 1);
+        let (mut store, memory, pages) = start(&bytes, &is_failing, arena, true, 1);
         let disk =
             store.create_disk("disk0", 256 << 20, Durability::Strict, Provision::Thin).unwrap();
-        World { bytes, store, memory, pages, model: BTreeMap::new(), disk, now: 0 }
+        World { is_failing, bytes, store, memory, pages, model: BTreeMap::new(), disk, now: 0 }
     }
 
     fn poll(&mut self) {
@@ -195,18 +208,19 @@ impl World {
     }
 
     fn kill(self) -> World {
-        let World { bytes, store, memory, pages, model, disk, now } = self;
+        let World { is_failing, bytes, store, memory, pages, model, disk, now } = self;
         drop((store, pages));
         let arena = Arena::adopt_private(memory.successor()).unwrap();
-        let (store, memory, pages) = start(&bytes, arena, false, 1);
-        World { bytes, store, memory, pages, model, disk, now }
+        let (store, memory, pages) = start(&bytes, &is_failing, arena, false, 1);
+        World { is_failing, bytes, store, memory, pages, model, disk, now }
     }
 
     fn power_cut(self, boot: u128) -> World {
-        let World { bytes, store, memory, pages, model, disk, now } = self;
+        let World { is_failing, bytes, store, memory, pages, model, disk, now } = self;
         drop((store, pages, memory));
-        let (store, memory, pages) = start(&bytes, Arena::private(64 << 10, 4 << 20), true, boot);
-        World { bytes, store, memory, pages, model, disk, now }
+        let arena = Arena::private(64 << 10, 4 << 20);
+        let (store, memory, pages) = start(&bytes, &is_failing, arena, true, boot);
+        World { is_failing, bytes, store, memory, pages, model, disk, now }
     }
 }
 
@@ -310,4 +324,79 @@ fn overwrites_go_on_for_ever() {
     world = world.power_cut(9);
     world.check(1150);
     assert_eq!(world.store.status().counters.batches_replayed, 0);
+}
+
+/// The blob of a checkpoint that was given up fills slots that no superblock names.
+#[test]
+fn slots_of_blobs_that_were_given_up_come_back() {
+    let mut world = World::new(60, 128 << 10);
+    for number in 0..1500 {
+        let name = format!("a-disk-with-a-name-that-makes-the-blob-long-{number}");
+        let made = world.store.create_disk(&name, 4096, Durability::Strict, Provision::Thin);
+        made.unwrap();
+        world.poll();
+    }
+    world.store.checkpoint_now().unwrap();
+    let used = |world: &World| world.store.status().space.physical_bytes >> 17;
+    let before = used(&world);
+    for round in 0..12 {
+        world.write(round, 1, 7);
+        world.store.want_checkpoint();
+        world.is_failing.set(true);
+        world.poll();
+        assert!(!world.store.status().state.is_writing(), "the flush of the checkpoint fails");
+        world.is_failing.set(false);
+        world.store.resume().unwrap();
+        world.store.checkpoint_now().unwrap();
+        world.store.checkpoint_now().unwrap();
+    }
+    let after = used(&world);
+    assert!(after <= before + 6, "{before} slots were used, and {after} are");
+    world.check(64);
+}
+
+#[test]
+fn a_store_without_memory_for_the_largest_write_is_not_opened() {
+    let bytes = World::new(40, 256 << 10).bytes;
+    let refusal = |delta_bytes: usize, control: u64, pages: u64| {
+        let arena = Arena::private(control, pages);
+        let media = plain(&bytes, &arena, &Rc::default());
+        let region =
+            ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: true };
+        let write_bytes_max = 32 << 20;
+        let options = StoreOptions { delta_bytes, write_bytes_max, boot: 9, ..options() };
+        Store::open(media, region, options).err().map_or(String::new(), |error| error.to_string())
+    };
+    assert!(refusal(512 << 10, 256 << 10, 48 << 20).contains("delta_bytes"));
+    assert!(refusal(1 << 20, 64 << 10, 48 << 20).contains("control area"));
+    assert!(refusal(1 << 20, 256 << 10, 32 << 20).contains("(pages)"));
+    assert_eq!(refusal(1 << 20, 256 << 10, 48 << 20), "");
+}
+
+#[test]
+fn states_of_a_terabyte_are_told_in_bounded_steps() {
+    let mut world = World::new(60, 256 << 10);
+    let blocks = 1 << 28;
+    let made = world.store.create_disk("huge", blocks << 12, Durability::Strict, Provision::Thin);
+    let huge = made.unwrap();
+    let ask = |world: &mut World, lba: u64| {
+        world.store.block_status(Ticket(3), huge, Lba(lba), blocks - lba, 64);
+        loop {
+            match world.store.next_event() {
+                Some(Event::Status { result, .. }) => return result.unwrap(),
+                Some(_) => {}
+                None => world.poll(),
+            }
+        }
+    };
+    world.store.checkpoint_now().unwrap();
+    let all = ask(&mut world, 0);
+    assert_eq!(all.iter().map(|extent| extent.blocks).sum::<u64>(), blocks, "nothing is pending");
+    // A change far away: the answer is for as many leaves as there are steps, and goes on behind.
+    world.store.zero(huge, Lba(blocks - 10), 10).unwrap();
+    let first = ask(&mut world, 0);
+    assert_eq!(first.iter().map(|extent| extent.blocks).collect::<Vec<_>>(), [2048 * 340]);
+    let last = ask(&mut world, blocks - 20);
+    let last: Vec<_> = last.iter().map(|extent| (extent.blocks, extent.state)).collect();
+    assert_eq!(last, [(10, BlockState::Hole), (10, BlockState::Zero)]);
 }

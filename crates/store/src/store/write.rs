@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use bowline_arena::{PAGE_BYTES, Span};
 
 use super::{Store, apply, apply_record};
-use crate::api::{Change, Payload, Refused};
+use crate::api::{Change, Disk, Payload, Refused};
 use crate::format::{EntryKind, FANOUT, LogEntry, Record, SegmentKind};
 use crate::log::{Blocks, Gather, Log};
 use crate::map::SMALL_RANGE_BLOCKS;
@@ -143,6 +143,10 @@ impl<M: Media> Store<M> {
             _ => Class::Range,
         };
         self.admit(class, 1, 1, 0)?;
+        let has_grown = |disk: &Disk| {
+            self.catalogue.disks.get(&disk.id).is_some_and(|old| old.bytes < disk.bytes)
+        };
+        let grows = matches!(record, Record::Disk(disk) if has_grown(disk));
         let mut block = record.encode();
         assert!(block.len() <= BLOCK_BYTES as usize, "a record fits a block");
         block.resize(BLOCK_BYTES as usize, 0);
@@ -153,7 +157,9 @@ impl<M: Media> Store<M> {
         let request = Request { kind, lineage, lba: Lba(0), blocks: 1, seq, goes_on: false };
         self.put(request, &mut source);
         apply_record(&mut self.catalogue, &mut self.map, record);
-        self.shape_changed();
+        if class == Class::Range {
+            self.shape_changed(self.shape.resized + u64::from(grows));
+        }
         Ok(seq)
     }
 

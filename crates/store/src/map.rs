@@ -248,7 +248,7 @@ impl Map {
     /// without looking further than a page.
     pub(crate) fn run(&mut self, lineage: LineageId, lba: Lba, limit: u64) -> (Lookup, u64) {
         if self.active.is_empty() && self.frozen.as_ref().is_none_or(Generation::is_empty) {
-            let (found, run) = self.in_tree(lineage, lba);
+            let (found, run, _) = self.in_tree(lineage, lba);
             return (found, run.min(limit));
         }
         let leaf = leaf_of(lba);

@@ -22,7 +22,7 @@ const SLOTS: u64 = 64;
 const SLOTS_MORE: u64 = 40;
 const FIRST_SLOT_AT: u64 = 1 << 20;
 /// Blocks of the last writes: whether they are lost with the end of the log cannot always be told.
-pub const TAIL: std::ops::Range<u64> = 900..973;
+pub const TAIL: std::ops::Range<u64> = 900..978;
 
 /// A medium in memory that completes at once and reports what does not exist as unreadable.
 pub struct Plain {

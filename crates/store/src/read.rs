@@ -365,7 +365,7 @@ impl<M: Media> Store<M> {
             let (found, run) = self.map.run(lineage, here, question.blocks - question.done);
             let entry = match found {
                 Lookup::Found(entry) => entry,
-Lookup::Needs(page) => {
+                Lookup::Needs(page) => {
                     if let Some(read) = self.reads.slots[at].as_mut() {
                         read.kind = Kind::Status(question);
                     }

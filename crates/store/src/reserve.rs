@@ -26,15 +26,14 @@
 //!   the table first. A checkpoint moves slots from F to pages and leaves as much less in R.
 //! - A slot is emptied only if that wins: what lives in it, with the heads of its images, one more
 //!   where an image is cut in two, and the record in the log, is less than the slot. So compaction
-//!   comes to an end, and then all slots but the open ones are full up to [`waste_blocks`].
+//!   comes to an end, and then all slots but the open ones are full but for `waste_blocks`.
 //! - Where compaction waits for an image's slot, a checkpoint can bring slots back: x >= 3 held
 //!   when the last entry of a guest was admitted. Since then compaction has changed F by what it
 //!   took for images, each for a slot that is pending free by now, and by the slots of the log that
 //!   its records began: one until they are old enough to be emptied, because fifteen jobs at the
 //!   least fit a segment of the log, and they win more than a slot.
 //! - So F comes back to K + R + 4 and what a write needs, or all slots are full: the limit for live
-//!   data is set such that this is above it (`SLOTS_KEPT_MIN`), but for heads of images, which
-//!   take a block for each piece however few blocks of it live. That is nothing in large slots.
+//!   data is set such that this is above it (`SLOTS_KEPT_MIN`, `HEADS_IN_A_SLOT`).
 //!
 //! A failure of the medium in the midst of a checkpoint costs the slots it has written to; they are
 //! in R until the checkpoint is durable, and it begins anew with them. More than one failure
@@ -60,15 +59,19 @@ const PIECE_BYTES: usize = 24;
 /// Bytes that a checkpoint writes for a disk and its lineage, at most, beyond its name.
 const DISK_BYTES: usize = 160;
 
+/// Images in a slot that the limit for live data allows for.
+const HEADS_IN_A_SLOT: u32 = 8;
+
 /// Margins: slots that must stay above what checkpoints and a failure need.
 pub(crate) const MARGIN_OF_IMAGES: usize = 1;
 pub(crate) const MARGIN_OF_RANGES: usize = 3;
 pub(crate) const MARGIN_OF_DATA: usize = 4;
 
-/// Blocks of a closed slot that may be lost for good: to its header, and because less than that is
-/// not worth the copying.
-pub(crate) fn waste_blocks(slot_blocks: u32) -> u32 {
-    1 + gain_blocks_min(slot_blocks)
+/// Blocks of a closed slot that may be lost for good: to its header, because less than that is not
+/// worth the copying, and to the heads of images. Each takes a block however few blocks of it live;
+/// a slot that was overwritten at random has been seen to hold six.
+fn waste_blocks(slot_blocks: u32) -> u32 {
+    1 + gain_blocks_min(slot_blocks) + (slot_blocks / 8).min(HEADS_IN_A_SLOT)
 }
 
 /// Blocks that emptying a slot must win: one may go to the head of an image that is cut in two, two

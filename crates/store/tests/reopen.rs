@@ -293,7 +293,7 @@ fn a_full_pool_says_so_and_lives_on() {
 #[test]
 fn four_fifths_of_a_pool_hold_live_data() {
     // As many slots as the command line makes for a pool of a gigabyte.
-    let mut world = World::new(127, 1 << 20);
+    let mut world = World::new(127, 2 << 20);
     let mut lba = 0;
     while world.write(lba, 128, (lba % 250) as u8 + 1) {
         lba += 128;
@@ -309,20 +309,20 @@ fn four_fifths_of_a_pool_hold_live_data() {
 fn overwrites_go_on_for_ever() {
     let mut world = World::new(40, 256 << 10);
     let mut random = Random(5);
-    for lba in 0..1150 {
+    for lba in 0..1080 {
         world.write(lba, 1, 1);
     }
     for _ in 0..10_000 {
         let tag = random.below(255) as u8 + 1;
-        let lba = random.below(1150);
+        let lba = random.below(1080);
         assert!(world.write(lba, 1, tag), "no space: {:?}", world.store.status());
     }
-    world.check(1150);
+    world.check(1080);
     assert!(world.store.status().counters.slots_compacted > 0);
     world.flush();
     world.store.close().unwrap();
     world = world.power_cut(9);
-    world.check(1150);
+    world.check(1080);
     assert_eq!(world.store.status().counters.batches_replayed, 0);
 }
 
@@ -339,8 +339,8 @@ fn slots_of_blobs_that_were_given_up_come_back() {
     world.store.checkpoint_now().unwrap();
     let used = |world: &World| world.store.status().space.physical_bytes >> 17;
     let before = used(&world);
-    for round in 0..12 {
-        world.write(round, 1, 7);
+    for round in 1..13 {
+        world.write(1, 1, round);
         world.store.want_checkpoint();
         world.is_failing.set(true);
         world.poll();

@@ -244,12 +244,6 @@ impl<M: Media> Store<M> {
             pages_wanted: 0,
             scrub: Scrub::default(),
         };
-        // The header of an epoch's first segment goes out with its first batch: until then nothing
-        // but the superblock says which batch of the epoch before was the last.
-        for cut in &store.root.cuts {
-            let before = (cut.accepted.segment, cut.accepted.number);
-            store.scrub.segment_begins(cut.segment, before);
-        }
         // Which disks have grown in the log that was replayed is not known.
         let resized = if from.log_bytes == 0 { 0 } else { store.catalogue.disks.len() };
         store.shape_changed(resized as u64);

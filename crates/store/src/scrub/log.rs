@@ -98,7 +98,12 @@ impl<M: Media> Store<M> {
     /// What is known of a segment of the log before it is read; none if nothing in it counts.
     pub(super) fn visit_log(&self, slot: SlotId, segment: SegmentId) -> Option<LogVisit> {
         let later = self.scrub.beginnings.range(SegmentId(segment.0 + 1)..);
-        let limit = later.map(|(_, (_, number))| *number).min();
+        let limit = later.map(|(_, (_, number))| *number);
+        // The header of an epoch's first segment goes out with its first batch: until then nothing
+        // but the superblock says which batch of the epoch before was the last.
+        let cuts = self.root.cuts.iter();
+        let cut_at = cuts.clone().filter(|cut| cut.segment > segment);
+        let limit = limit.chain(cut_at.map(|cut| cut.accepted.number)).min();
         let limit = limit.unwrap_or(BatchNumber(u64::MAX));
         let is_void = self.scrub.beginnings.get(&segment).is_some_and(|(_, n)| *n >= limit);
         let end = self.stable_end(segment);
@@ -107,7 +112,9 @@ impl<M: Media> Store<M> {
         }
         let is_running = end < self.segments.slot_blocks();
         let behind = self.scrub.beginnings.values().filter(|(before, _)| *before == segment);
-        let follower = behind.map(|(_, number)| *number).max();
+        let cut_here = cuts.map(|cut| cut.accepted).filter(|last| last.segment == segment);
+        let follower = behind.map(|(_, number)| *number);
+        let follower = follower.chain(cut_here.map(|last| last.number)).max();
         let mut durable = follower.unwrap_or_default();
         if self.root.position.segment == segment {
             durable = durable.max(self.root.position.number);

@@ -96,8 +96,8 @@ pub(crate) fn slots_max(slot_blocks: u32) -> u64 {
     blob_bytes / (150 + u64::from(slot_blocks) / 2)
 }
 
-/// How many pages the maps of all disks have, level by level, if nothing of them is uniform, and how
-/// long the catalogue is.
+/// How many pages the maps of all disks have, level by level, if nothing of them is uniform, and
+/// how long the catalogue is.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shape {
     levels: [u64; 5],

@@ -135,11 +135,11 @@ pub struct Status {
     pub map_frames: (usize, usize),
     /// Changes not folded yet, and how many fit.
     pub deltas: (usize, usize),
-    /// Bytes of memory for live bits and directories: by the size of the pool and what is on it, not
-    /// by a setting.
+    /// Bytes of memory for live bits and directories: by the size of the pool and what is on it,
+    /// not by a setting.
     pub tables_bytes: usize,
-    /// Slots that compaction leaves alone because a block in them cannot be read, or is not what was
-    /// written. `bowline pool check` says which; writing or discarding the block cures it.
+    /// Slots that compaction leaves alone because a block in them cannot be read, or is not what
+    /// was written. `bowline pool check` says which; writing or discarding the block cures it.
     pub unmovable_slots: usize,
     /// Whether a checkpoint is under way.
     pub is_checkpointing: bool,

@@ -327,8 +327,8 @@ fn overwrites_go_on_for_ever() {
 }
 
 /// The blob of a checkpoint that was given up fills slots that no superblock names: it is longer
-/// than two slots here, so that each of its copies has one to itself. The same block is written each
-/// time, or each failure would leave a segment of the log with something alive in it.
+/// than two slots here, so that each of its copies has one to itself. The same block is written
+/// each time, or each failure would leave a segment of the log with something alive in it.
 #[test]
 fn slots_of_blobs_that_were_given_up_come_back() {
     let mut world = World::new(60, 128 << 10);

@@ -100,6 +100,14 @@ impl MediaEvents {
         }
     }
 
+    /// Starts reads that were pushed, before the loop pushes what takes time of its own: see
+    /// [`UringEvents::start_reads`]. Threads have started theirs.
+    pub fn start_reads(&self) {
+        if let MediaEvents::Uring(events) = self {
+            events.start_reads();
+        }
+    }
+
     /// A descriptor to be polled for reading, if the medium is not on the loop's ring.
     #[must_use]
     pub fn wake_descriptor(&self) -> Option<RawFd> {

@@ -55,6 +55,8 @@ pub(crate) struct State {
     reads: usize,
     policy: FlushPolicy,
     flusher: Workers,
+    /// Reads pushed since the last submission made for them.
+    reads_pushed: bool,
     /// Jobs that threads have.
     jobs: usize,
     polling: bool,
@@ -78,6 +80,7 @@ impl UringMedia {
             slots: Vec::new(),
             free: Vec::new(),
             reads: 0,
+            reads_pushed: false,
             policy: FlushPolicy::new(place),
             flusher,
             jobs: 0,
@@ -98,6 +101,12 @@ impl UringEvents {
     /// given by the medium's `complete`.
     pub fn on_completion(&self, completed: Completed) {
         self.0.borrow_mut().on_completion(completed);
+    }
+
+    /// Hands reads that were pushed to the kernel now, before something that takes time of its own
+    /// is pushed: the kernel starts the reads of a submission when it has carried out all of it.
+    pub fn start_reads(&self) {
+        self.0.borrow_mut().start_reads();
     }
 }
 
@@ -149,6 +158,7 @@ impl Driver for State {
 
     fn transfer(&mut self, id: IoId, direction: Direction, at: u64, parts: Vec<Part>) {
         self.reads += usize::from(direction == Direction::Read);
+        self.reads_pushed |= direction == Direction::Read;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() as u32 - 1
@@ -235,6 +245,13 @@ impl State {
         place.generation = place.generation.wrapping_add(1);
         self.free.push(slot);
         self.desk.done.push_back(Completion { id, result });
+    }
+
+    fn start_reads(&mut self) {
+        if std::mem::take(&mut self.reads_pushed) {
+            // What cannot be handed over now is handed over by whoever waits, who says why not.
+            let _ = self.ring.borrow_mut().submit();
+        }
     }
 
     /// Lets the ring complete when a thread has finished something.

@@ -90,6 +90,7 @@ impl RingSockets {
             |class, session: SessionId| UserData::new(class, session.slot(), session.generation());
         match action {
             Action::Send { session, parts } => {
+                self.medium.start_reads();
                 let descriptor = self.socket(session);
                 let operation = match parts[..] {
                     [from] => Operation::Send { descriptor, from, flags: 0 },
@@ -98,6 +99,7 @@ impl RingSockets {
                 self.push(tag(SEND, session), operation);
             }
             Action::Receive { session, parts } => {
+                self.medium.start_reads();
                 let descriptor = self.socket(session);
                 let operation = match parts[..] {
                     [into] => Operation::Receive { descriptor, into, flags: 0 },

@@ -36,6 +36,8 @@ pub struct ArenaOptions {
     pub instance: u64,
     /// Bytes for the store's records, whole pages. An adopted arena keeps the size it has.
     pub control_bytes: u64,
+    /// Bytes for the records of sessions, whole pages or none. An adopted arena keeps what it has.
+    pub session_bytes: u64,
     /// Bytes for buffers, whole pages. An adopted arena keeps the size it has.
     pub page_bytes: u64,
     /// Accept a directory that is not on tmpfs: slower, and worn by every write.
@@ -132,6 +134,8 @@ pub struct Arena {
     pub memory: Rc<Memory>,
     /// The region for the store's records; zeros in a fresh arena.
     pub control: Span,
+    /// The region for the records of sessions; zeros in a fresh arena, perhaps of no bytes.
+    pub sessions: Span,
     /// The region for buffers. Everything is free: the adopter claims what records name.
     pub pages: SharedPages,
     /// What was found; none if the arena is fresh.
@@ -163,7 +167,8 @@ impl Arena {
     /// # Panics
     /// If the sizes asked for are not whole pages, or the control region is not below 4 GiB.
     pub fn open(options: &ArenaOptions) -> Result<Arena, ArenaError> {
-        assert!(sizes_fit(options.control_bytes, options.page_bytes), "sizes of an arena");
+        let ArenaOptions { control_bytes, session_bytes, page_bytes, .. } = *options;
+        assert!(sizes_fit(control_bytes, session_bytes, page_bytes), "sizes of an arena");
         let directory = options.directory.clone().unwrap_or_else(default_directory);
         check_directory(&directory, options.any_file_system)?;
         let names = Names { directory: &directory, pool: options.pool };
@@ -175,8 +180,9 @@ impl Arena {
             pool: options.pool,
             boot,
             instance: options.instance,
-            control_bytes: options.control_bytes,
-            page_bytes: options.page_bytes,
+            control_bytes,
+            session_bytes,
+            page_bytes,
         };
         let memory = match find(&path, options.pool, boot)? {
             Some((file, found)) => map(&file, &path, &found)?,
@@ -208,8 +214,10 @@ impl Arena {
     /// As [`Arena::open`].
     #[must_use]
     pub fn private(control_bytes: u64, page_bytes: u64) -> Arena {
-        assert!(sizes_fit(control_bytes, page_bytes), "sizes of an arena");
-        let identity = Identity { pool: 0, boot: 0, instance: 0, control_bytes, page_bytes };
+        assert!(sizes_fit(control_bytes, 0, page_bytes), "sizes of an arena");
+        let session_bytes = 0;
+        let identity =
+            Identity { pool: 0, boot: 0, instance: 0, control_bytes, session_bytes, page_bytes };
         let memory = Memory::private(identity.bytes_total());
         format(&memory, &identity);
         Arena::adopt_private(memory).unwrap_or_else(|| panic!("a fresh arena is valid"))
@@ -407,9 +415,10 @@ fn take_over(memory: Memory, fence: Passed) -> Option<(Arena, Header)> {
     }
     let header = Header::adopt(span);
     let before = header.owner(&memory)?;
-    // SAFETY: header, control region and pages lie one after the other.
-    let (control, pages) = unsafe {
-        (memory.claim(identity.control()), Pages::new(Rc::clone(&memory), identity.pages()))
+    // SAFETY: header, control region, session region and pages lie one after the other.
+    let (control, sessions, pages) = unsafe {
+        let pages = Pages::new(Rc::clone(&memory), identity.pages());
+        (memory.claim(identity.control()), memory.claim(identity.sessions()), pages)
     };
     let adopted = (before.epoch > 0).then_some(Adopted {
         epoch: before.epoch,
@@ -418,7 +427,7 @@ fn take_over(memory: Memory, fence: Passed) -> Option<(Arena, Header)> {
     });
     let pages = Rc::new(RefCell::new(pages));
     let epoch = before.epoch + 1;
-    Some((Arena { memory, control, pages, adopted, epoch, file: None }, header))
+    Some((Arena { memory, control, sessions, pages, adopted, epoch, file: None }, header))
 }
 
 fn own(epoch: u64) -> Owner {

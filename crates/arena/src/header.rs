@@ -19,7 +19,7 @@ use crate::{Memory, PAGE_BYTES, Part, Span};
 /// Bytes of the header.
 pub(crate) const HEADER_BYTES: u32 = 4 * PAGE_BYTES;
 /// Version of everything in an arena file: header, and the store's and sessions' records in it.
-pub const ARENA_LAYOUT: u32 = 1;
+pub const ARENA_LAYOUT: u32 = 2;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"BOWLARNA");
 const CURRENT: u32 = PAGE_BYTES;
@@ -39,6 +39,8 @@ pub struct Identity {
     pub instance: u64,
     /// Bytes of the control region.
     pub control_bytes: u64,
+    /// Bytes of the session region; there may be none.
+    pub session_bytes: u64,
     /// Bytes of the page region.
     pub page_bytes: u64,
 }
@@ -67,6 +69,7 @@ struct RegionRecord {
 
 const KIND_CONTROL: u32 = 1;
 const KIND_PAGES: u32 = 2;
+const KIND_SESSIONS: u32 = 3;
 
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -123,8 +126,14 @@ impl Identity {
 
     /// Where the pages lie.
     pub(crate) fn pages(&self) -> std::ops::Range<u64> {
-        let start = u64::from(HEADER_BYTES) + self.control_bytes;
+        let start = self.sessions().offset + self.session_bytes;
         start..start + self.page_bytes
+    }
+
+    /// Where the records of sessions lie.
+    pub(crate) fn sessions(&self) -> Part {
+        let offset = u64::from(HEADER_BYTES) + self.control_bytes;
+        Part { offset, bytes: self.session_bytes as u32 }
     }
 
     /// Bytes of the whole arena.
@@ -138,6 +147,7 @@ impl Identity {
         let mut regions = [none; 8];
         regions[0] = region(KIND_CONTROL, self.control().offset, self.control_bytes);
         regions[1] = region(KIND_PAGES, self.pages().start, self.page_bytes);
+        regions[2] = region(KIND_SESSIONS, self.sessions().offset, self.session_bytes);
         let mut record = IdentityRecord {
             magic: MAGIC,
             layout: ARENA_LAYOUT,
@@ -162,17 +172,18 @@ impl Identity {
         if record.layout != ARENA_LAYOUT {
             return Err(Unusable::Layout(record.layout));
         }
-        let [control, pages, ..] = record.regions;
+        let [control, pages, sessions, ..] = record.regions;
         let identity = Identity {
             pool: u128::from_le_bytes(record.pool),
             boot: u128::from_le_bytes(record.boot),
             instance: record.instance,
             control_bytes: control.bytes,
+            session_bytes: sessions.bytes,
             page_bytes: pages.bytes,
         };
         let limit = 1 << 46;
         let sane = record.checksum == covered(&record)
-            && sizes_fit(control.bytes, pages.bytes)
+            && sizes_fit(control.bytes, sessions.bytes, pages.bytes)
             && pages.bytes < limit
             && record.regions.as_bytes() == identity.record().regions.as_bytes();
         if sane { Ok(identity) } else { Err(Unusable::Damaged) }
@@ -180,10 +191,15 @@ impl Identity {
 }
 
 /// Whether regions of these sizes can be laid out.
-pub(crate) fn sizes_fit(control_bytes: u64, page_bytes: u64) -> bool {
+pub(crate) fn sizes_fit(control_bytes: u64, session_bytes: u64, page_bytes: u64) -> bool {
     let page = u64::from(PAGE_BYTES);
     let whole = |bytes: u64| bytes > 0 && bytes.is_multiple_of(page);
-    whole(control_bytes) && whole(page_bytes) && control_bytes < u64::from(u32::MAX)
+    let small = |bytes: u64| bytes < u64::from(u32::MAX);
+    whole(control_bytes)
+        && (session_bytes == 0 || whole(session_bytes))
+        && whole(page_bytes)
+        && small(control_bytes)
+        && small(session_bytes)
 }
 
 impl Owner {
@@ -294,8 +310,14 @@ mod tests {
     use super::*;
     use crate::Prefixes;
 
-    const IDENTITY: Identity =
-        Identity { pool: 7, boot: 8, instance: 9, control_bytes: 4096, page_bytes: 8192 };
+    const IDENTITY: Identity = Identity {
+        pool: 7,
+        boot: 8,
+        instance: 9,
+        control_bytes: 4096,
+        session_bytes: 12288,
+        page_bytes: 8192,
+    };
 
     fn span(memory: &Memory) -> Span {
         // SAFETY: called once for each memory.

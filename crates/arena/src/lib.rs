@@ -27,7 +27,7 @@ pub use fence::{DeadRing, FenceError, Passed, patience};
 pub use file::{Adopted, Arena, ArenaError, ArenaFile, ArenaOptions, SharedPages, owner};
 pub use header::ARENA_LAYOUT;
 pub use lock::{Life, OwnerLock, life, own_start};
-pub use memory::{Memory, Part, Record, Span};
+pub use memory::{Cut, Memory, Part, Record, Span};
 pub use operation::Operation;
 pub use pages::{PAGE_BYTES, Pages};
 pub use place::{boot_id, default_directory};

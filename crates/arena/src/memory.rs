@@ -65,6 +65,10 @@ impl Span {
     }
 }
 
+/// How a thread ends whose store was the last that was to be made ([`Memory::cut_after`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut;
+
 /// One store to a memory, as the recorder saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -85,7 +89,10 @@ pub struct Memory {
     base: NonNull<u8>,
     bytes: u64,
     keep: Keep,
+    /// Somebody records stores or counts them.
+    is_watched: Cell<bool>,
     recorder: RefCell<Option<Vec<Record>>>,
+    stores_left: Cell<u64>,
     given_away: Cell<bool>,
 }
 
@@ -151,7 +158,9 @@ impl Memory {
             base,
             bytes,
             keep,
+            is_watched: Cell::new(false),
             recorder: RefCell::new(None),
+            stores_left: Cell::new(u64::MAX),
             given_away: Cell::new(false),
         }
     }
@@ -263,8 +272,11 @@ impl Memory {
     /// If they do not fit.
     pub fn write(&self, span: &mut Span, skip: u32, bytes: &[u8]) {
         let start = skip as usize;
+        // The last store before a cut is cut itself: half of its words.
+        let is_last = self.is_watched.get() && self.stores_left.get() == 1;
+        let bytes = if is_last { &bytes[..bytes.len() / 16 * 8] } else { bytes };
         self.slice_mut(span)[start..start + bytes.len()].copy_from_slice(bytes);
-        self.record(span.part.offset + u64::from(skip), bytes);
+        self.stored(span.part.offset + u64::from(skip), bytes);
     }
 
     /// Publishes one word: everything stored before is visible to whoever reads it by
@@ -274,7 +286,7 @@ impl Memory {
     /// If the word is not aligned or out of range.
     pub fn publish(&self, span: &mut Span, skip: u32, value: u64) {
         self.word(span, skip).store(value, Ordering::Release);
-        self.record(span.part.offset + u64::from(skip), &value.to_ne_bytes());
+        self.stored(span.part.offset + u64::from(skip), &value.to_ne_bytes());
     }
 
     /// Reads a published word.
@@ -287,7 +299,30 @@ impl Memory {
 
     /// Starts recording stores; returns what was recorded so far, if anything was.
     pub fn record_stores(&self, on: bool) -> Vec<Record> {
-        self.recorder.replace(on.then(Vec::new)).unwrap_or_default()
+        let before = self.recorder.replace(on.then(Vec::new)).unwrap_or_default();
+        self.is_watched.set(on || self.stores_left.get() != u64::MAX);
+        before
+    }
+
+    /// Ends the thread, by unwinding with [`Cut`], at one of the next stores by [`Memory::write`]
+    /// and [`Memory::publish`]: so a test finds what a kill between two stores leaves, with all
+    /// else as it was at that moment. Of the last store of many words only half are made.
+    pub fn cut_after(&self, stores: Option<u64>) {
+        self.stores_left.set(stores.map_or(u64::MAX, |stores| stores.max(1)));
+        self.is_watched.set(stores.is_some() || self.recorder.borrow().is_some());
+    }
+
+    fn stored(&self, offset: u64, bytes: &[u8]) {
+        if self.is_watched.get() {
+            self.record(offset, bytes);
+            let left = self.stores_left.get();
+            if left != u64::MAX {
+                self.stores_left.set(left - 1);
+                if left == 1 {
+                    std::panic::resume_unwind(Box::new(Cut));
+                }
+            }
+        }
     }
 
     fn record(&self, offset: u64, bytes: &[u8]) {

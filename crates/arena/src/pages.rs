@@ -1,9 +1,11 @@
 //! The allocator of pages: which bytes of a memory are in use, and by whom nobody else may be.
 //!
 //! The book-keeping is volatile. After a process has died, its successor builds it anew from the
-//! records that name spans ([`Pages::adopt`]).
+//! records that name spans ([`Pages::adopt`]). Who adopts late has its pages kept until then
+//! ([`Pages::keep`]).
 //!
-//! Invariant: a page is free here, or inside exactly one [`Span`] outside.
+//! Invariant: a page is free here, or kept for who adopts it, or inside exactly one [`Span`]
+//! outside.
 
 use std::rc::Rc;
 
@@ -19,6 +21,8 @@ pub struct Pages {
     count: u32,
     free: u32,
     used: Vec<u64>,
+    /// Of the pages in use, those that are kept for who adopts them; empty if none are.
+    kept: Vec<u64>,
     cursor: usize,
 }
 
@@ -40,7 +44,7 @@ impl Pages {
         for index in count..used.len() as u32 * 64 {
             used[index as usize / 64] |= 1 << (index % 64);
         }
-        Pages { memory, first: region.start, count, free: count, used, cursor: 0 }
+        Pages { memory, first: region.start, count, free: count, used, kept: Vec::new(), cursor: 0 }
     }
 
     /// All of a memory as pages, all free. Safe because it can be done once to a memory, and
@@ -126,6 +130,47 @@ impl Pages {
     /// A span for pages that a record of the dead owner names. None if the part is not made of
     /// whole free pages of this set: the record is damaged.
     pub fn adopt(&mut self, part: Part) -> Option<Span> {
+        let range = self.checked(part)?;
+        let kept = |word: usize| self.kept.get(word).copied().unwrap_or(0);
+        if masks(range.clone()).any(|(word, mask)| self.used[word] & !kept(word) & mask != 0) {
+            return None;
+        }
+        for (word, mask) in masks(range) {
+            self.free -= (mask & !self.used[word]).count_ones();
+            self.used[word] |= mask;
+            if let Some(kept) = self.kept.get_mut(word) {
+                *kept &= !mask;
+            }
+        }
+        // SAFETY: these pages were free or kept, so no span covers them, and are marked used now.
+        Some(unsafe { self.memory.claim(part) })
+    }
+
+    /// Keeps pages that a record of the dead owner names from being taken: [`Pages::adopt`] still
+    /// gives them out, once. Pages in use stay as they are. False if the part is not made of whole
+    /// pages of this set: the record is damaged.
+    pub fn keep(&mut self, part: Part) -> bool {
+        let Some(range) = self.checked(part) else { return false };
+        self.kept.resize(self.used.len(), 0);
+        for (word, mask) in masks(range) {
+            let news = mask & !self.used[word];
+            self.free -= news.count_ones();
+            self.used[word] |= news;
+            self.kept[word] |= news;
+        }
+        true
+    }
+
+    /// Frees what was kept and not adopted.
+    pub fn release_kept(&mut self) {
+        for (word, kept) in std::mem::take(&mut self.kept).into_iter().enumerate() {
+            self.used[word] &= !kept;
+            self.free += kept.count_ones();
+        }
+    }
+
+    /// The pages of a part that somebody else has named.
+    fn checked(&self, part: Part) -> Option<std::ops::Range<usize>> {
         let page = u64::from(PAGE_BYTES);
         let end = part.offset.checked_add(u64::from(part.bytes))?;
         let limit = self.first + u64::from(self.count) * page;
@@ -135,16 +180,7 @@ impl Pages {
         if !(part.offset - self.first).is_multiple_of(page) || !end.is_multiple_of(page) {
             return None;
         }
-        let range = self.range(part);
-        if masks(range.clone()).any(|(word, mask)| self.used[word] & mask != 0) {
-            return None;
-        }
-        for (word, mask) in masks(range.clone()) {
-            self.used[word] |= mask;
-        }
-        self.free -= range.len() as u32;
-        // SAFETY: these pages were free, so no span covers them, and are marked used now.
-        Some(unsafe { self.memory.claim(part) })
+        Some(self.range(part))
     }
 
     fn range(&self, part: Part) -> std::ops::Range<usize> {
@@ -259,6 +295,26 @@ mod tests {
         assert!(set.adopt(Part { offset: 100, bytes: 4096 }).is_none());
         assert!(set.adopt(Part { offset: u64::MAX - 4, bytes: 4096 }).is_none());
         assert!(set.adopt(Part { offset: 7 * 4096, bytes: 8192 }).is_none());
+    }
+
+    #[test]
+    fn kept_pages_are_adopted_and_never_taken() {
+        let mut set = pages(100);
+        let part = |page: u64, pages: u32| Part { offset: page * 4096, bytes: pages * PAGE_BYTES };
+        let taken = set.take(3).unwrap_or_else(|| panic!("no pages"));
+        assert!(set.keep(part(2, 4)) && set.keep(part(4, 70)));
+        assert!(!set.keep(part(99, 2)) && !set.keep(Part { offset: 7, bytes: 4096 }));
+        assert_eq!(set.free(), 100 - 3 - 71);
+        assert!(set.adopt(part(2, 2)).is_none(), "in use already");
+        let first = set.adopt(part(3, 2)).unwrap_or_else(|| panic!("kept"));
+        assert!(set.adopt(part(3, 2)).is_none(), "adopted twice");
+        assert!(set.take(27).is_none() && set.take(26).is_some());
+        set.give(first);
+        assert_eq!(set.free(), 2);
+        set.release_kept();
+        assert_eq!(set.free(), 71);
+        set.give(taken);
+        assert_eq!(set.take(74).map(|span| span.bytes()), Some(74 * PAGE_BYTES));
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn options(directory: &Path) -> ArenaOptions {
         pool: POOL,
         instance: 1,
         control_bytes: 1 << 16,
+        session_bytes: 1 << 14,
         page_bytes: PAGE_BYTES,
         any_file_system: false,
         patience: Duration::from_secs(60),

@@ -16,7 +16,8 @@ use crate::operation::{OperationId, Queue};
 use crate::slots::Slots;
 use crate::staging::{Shortage, Work};
 use crate::usage::{Kind, Usage, Uses};
-use crate::{IoError, IoErrorKind, Volume};
+use crate::witness::offer;
+use crate::{IoError, IoErrorKind, Volume, Witness};
 
 /// Bytes in a sector: the unit clients may use.
 pub const SECTOR_BYTES: u64 = 512;
@@ -123,6 +124,7 @@ pub struct Disks<V> {
     inherited: Option<Inherited>,
     pub(crate) counters: DiskCounters,
     pub(crate) uses: Uses,
+    pub(crate) witness: Option<Rc<dyn Witness>>,
     #[cfg(test)]
     pub(crate) broken: Option<Broken>,
 }
@@ -157,6 +159,7 @@ impl<V: Volume> Disks<V> {
             inherited: None,
             counters: DiskCounters::default(),
             uses: Uses::default(),
+            witness: None,
             #[cfg(test)]
             broken: None,
         };
@@ -179,6 +182,11 @@ impl<V: Volume> Disks<V> {
     /// The store below, for what goes past the disks: catalogue and pool.
     pub fn store_mut(&mut self) -> &mut V {
         &mut self.volume
+    }
+
+    /// The store below, for good. What was under way is forgotten, as if the process had died.
+    pub fn into_store(self) -> V {
+        self.volume
     }
 
     /// Counts since the start.
@@ -244,7 +252,11 @@ impl<V: Volume> Disks<V> {
             if self.must_queue_up() {
                 return self.busy();
             }
-            return match self.volume.write(disk, area.first, payload) {
+            let witness = self.witness.as_deref();
+            let admitted = offer(witness, &mut self.volume, ticket, |volume| {
+                volume.write(disk, area.first, payload)
+            });
+            return match admitted {
                 Ok(seq) => self.answer(disk, ticket, seq, bytes, fua),
                 Err(refused) => self.refuse(refused),
             };
@@ -390,11 +402,11 @@ impl<V: Volume> Disks<V> {
         if self.must_queue_up() {
             return self.busy();
         }
-        let admitted = if keep_allocated {
-            self.volume.zero(disk, lba, blocks)
-        } else {
-            self.volume.discard(disk, lba, blocks)
-        };
+        let witness = self.witness.as_deref();
+        let admitted = offer(witness, &mut self.volume, ticket, |volume| match keep_allocated {
+            true => volume.zero(disk, lba, blocks),
+            false => volume.discard(disk, lba, blocks),
+        });
         match admitted {
             Ok(seq) => self.answer(disk, ticket, seq, BLOCK_BYTES, fua),
             Err(refused) => self.refuse(refused),

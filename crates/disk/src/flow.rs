@@ -9,6 +9,7 @@ use crate::disks::Asked;
 use crate::event::{DiskEvent, Submitted};
 use crate::operation::{Operation, OperationId, Phase};
 use crate::staging::Work;
+use crate::witness::offer;
 use crate::{Disks, IoError, IoErrorKind, Volume};
 
 impl<V: Volume> Disks<V> {
@@ -168,7 +169,11 @@ impl<V: Volume> Disks<V> {
                 return true;
             }
             let count = if is_split { 1 } else { left.len() };
-            match submit(&mut self.volume, disk, &mut left[..count]) {
+            let witness = self.witness.as_deref();
+            let submitted = offer(witness, &mut self.volume, operation.ticket, |volume| {
+                submit(volume, disk, &mut left[..count])
+            });
+            match submitted {
                 Ok(seq) => {
                     operation.seq = seq;
                     operation.changes.drain(..count);
@@ -209,6 +214,9 @@ impl<V: Volume> Disks<V> {
         let removed = state.queue.remove(id, |next| runnable.push_back((disk, next)));
         let Some(operation) = removed else { return };
         let (ticket, bytes, fua) = (operation.ticket, operation.loss_bytes, operation.fua);
+        if let (Err(_), Some(witness)) = (&result, &self.witness) {
+            witness.lets_go(ticket);
+        }
         let mut pages = self.pages.borrow_mut();
         operation.into_spans().for_each(|span| pages.give(span));
         drop(pages);

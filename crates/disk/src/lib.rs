@@ -46,6 +46,7 @@ mod staging;
 mod tests;
 mod usage;
 mod volume;
+mod witness;
 
 pub use bowline_store::LossLimits;
 pub use disks::{DiskCounters, Disks, SECTOR_BYTES};
@@ -54,3 +55,4 @@ pub use event::{ByteExtent, DiskEvent, Submitted};
 pub use loss::Loss;
 pub use usage::{Latencies, Usage};
 pub use volume::Volume;
+pub use witness::Witness;

@@ -10,6 +10,7 @@
 //! - Recovery writes only to slots nothing points to, and its own record of the new epoch last.
 //!   So it may be cut off anywhere and done again.
 
+mod half;
 mod load;
 mod replay;
 mod search;
@@ -140,7 +141,9 @@ impl<M: Media> Store<M> {
 /// Takes the pages of the batches a dead process left, before anybody else can.
 fn take_left(staging: &Staging, memory: &Memory, pages: &SharedPages) -> Result<Vec<Left>, String> {
     let mut all = Vec::new();
-    for found in staging.found(memory) {
+    let mut batches = staging.found(memory);
+    half::leave_out(memory, &mut batches);
+    for found in batches {
         let mut pages = pages.borrow_mut();
         let damaged = || format!("the arena's record of batch {} is damaged", found.number);
         let head = pages.adopt(found.head).ok_or_else(damaged)?;

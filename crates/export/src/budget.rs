@@ -80,8 +80,12 @@ impl Budget {
         Budget { pages, memory, lanes: [lane(buffers), lane(small), lane(jumbo)] }
     }
 
-    pub fn memory(&self) -> &Memory {
+    pub fn memory(&self) -> &Rc<Memory> {
         &self.memory
+    }
+
+    pub fn pages(&self) -> &SharedPages {
+        &self.pages
     }
 
     /// Bytes that are out, in all lanes.
@@ -111,6 +115,11 @@ impl Budget {
         let state = &self.lanes[lane as usize];
         let bytes = u64::from(pages) * u64::from(PAGE_BYTES);
         (state.held_bytes + bytes <= state.bytes_max).then_some(())
+    }
+
+    /// Pages that a dead process held for a session count as lent again.
+    pub fn adopted(&mut self, lane: Lane, bytes: u32) {
+        self.lanes[lane as usize].held_bytes += u64::from(bytes);
     }
 
     /// Gives pages back.

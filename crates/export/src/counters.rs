@@ -39,6 +39,8 @@ pub struct Counters {
     pub sent_bytes: u64,
     /// Times that a request was parked because the disk was busy.
     pub busy: u64,
+    /// Requests that were answered by an error because processes had died over them.
+    pub poisoned: u64,
 }
 
 impl Counters {
@@ -63,6 +65,7 @@ impl Counters {
         self.received_bytes += other.received_bytes;
         self.sent_bytes += other.sent_bytes;
         self.busy += other.busy;
+        self.poisoned += other.poisoned;
     }
 
     /// Counts a request by its type.

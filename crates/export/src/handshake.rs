@@ -4,7 +4,9 @@ use bowline_disk::{Disks, Volume};
 use bowline_store::DiskId;
 use bowline_wire::{CloseReason, Export, ExportId, Progress, greeting};
 
+use crate::budget::Loan;
 use crate::interface::CloseCause;
+use crate::records::Executing;
 use crate::server::NbdServer;
 use crate::session::{Agreement, Parked, Phase, Want};
 use crate::slab::Key;
@@ -22,6 +24,7 @@ impl NbdServer {
         if session.phase == Phase::Fresh {
             session.send.push_header(self.budget.memory(), &greeting());
             session.phase = Phase::Handshake;
+            session.is_unpublished = true;
         }
     }
 
@@ -47,18 +50,23 @@ impl NbdServer {
         out.clear();
         let memory = self.budget.memory();
         let Some(session) = self.sessions.get_mut(id) else { return false };
-        let input = session.ring.slices(memory, 0, session.ring.used()).concat();
-        let step = session.negotiation.advance(&input, &exports, &mut out);
-        session.ring.consume(step.consumed as u32);
-        let fits = out.len() <= session.send.free() as usize;
-        if fits {
-            session.send.push_header(memory, &out);
-        } else {
-            session.output.extend_from_slice(&out);
-            session.wants.push_back(Want::Output);
-            session.parked = Parked::Memory;
+        if session.ring.used() > 0 {
+            self.records.execute(Executing::Session(id.slot));
         }
+        if session.attempts.saturating_add(1) >= self.options.attempts_max {
+            self.abort(id, CloseCause::Poisoned);
+            return false;
+        }
+        let input = session.ring.slices(memory, 0, session.ring.used()).concat();
+        // Nothing has happened until there is room for the answer.
+        let mut negotiation = session.negotiation;
+        let step = negotiation.advance(&input, &exports, &mut out);
+        let has_room = self.queue_answer(id, &out);
         self.scratch = out;
+        let Some(session) = self.sessions.get_mut(id).filter(|_| has_room) else { return false };
+        session.consume(step.consumed as u32);
+        session.negotiation = negotiation;
+        session.is_record_old = true;
         let go_on = match step.progress {
             Progress::Taken => true,
             Progress::NeedMore(_) => false,
@@ -80,31 +88,76 @@ impl NbdServer {
                 false
             }
         };
-        if session.output.len() > OUTPUT_BYTES_MAX {
-            self.abort(id, CloseCause::Memory);
-            return false;
+        if step.consumed > 0 {
+            self.publish(id);
         }
-        if fits {
-            self.touch(id);
-        } else {
-            self.wake(id);
-        }
+        self.touch(id);
         go_on
     }
 
-    /// Puts a long answer into pages. The lane is that of its length.
-    pub(crate) fn output(&mut self, id: Key, loans: Vec<crate::budget::Loan>) {
-        let Some(session) = self.sessions.get_mut(id) else { return };
-        let output = std::mem::take(&mut session.output);
-        let mut rest = &output[..];
+    /// Queues an answer: in the send ring, or in pages of its own if it is longer. False if there
+    /// is no room: the session waits for it, or has been closed.
+    fn queue_answer(&mut self, id: Key, out: &[u8]) -> bool {
+        let Some(session) = self.sessions.get_mut(id) else { return false };
+        let loans = std::mem::take(&mut session.output);
+        let room: usize = loans.iter().map(|loan| loan.span.bytes() as usize).sum();
+        if out.len() <= session.send.free() as usize {
+            session.send.push_header(self.budget.memory(), out);
+            session.is_unpublished |= !out.is_empty();
+        } else if out.len() > OUTPUT_BYTES_MAX {
+            self.abort(id, CloseCause::Memory);
+            return false;
+        } else if session.send.replies_free() == 0 {
+            session.output = loans;
+            session.parked = Parked::Drain;
+            return false;
+        } else if out.len() > room {
+            session.wants.push_back(Want::Output { bytes: out.len() as u32 });
+            session.parked = Parked::Memory;
+            self.give_loans(loans);
+            self.wake(id);
+            return false;
+        } else {
+            let spare = self.queue_output(id, out, loans);
+            self.give_loans(spare);
+            return true;
+        }
+        self.give_loans(loans);
+        true
+    }
+
+    /// Puts a long answer into pages. Returns those it does not need.
+    fn queue_output(&mut self, id: Key, out: &[u8], loans: Vec<Loan>) -> Vec<Loan> {
+        let (mut rest, mut pieces, mut spare) = (out, Vec::new(), Vec::new());
         for mut loan in loans {
             let count = rest.len().min(loan.span.bytes() as usize);
+            if count == 0 {
+                spare.push(loan);
+                continue;
+            }
             let (now, later) = rest.split_at(count);
-            self.budget.memory().slice_mut(&mut loan.span)[..count].copy_from_slice(now);
-            session.reply_held_bytes += u64::from(loan.span.bytes());
-            session.send.push_data(loan, 0, count as u32);
+            self.budget.memory().write(&mut loan.span, 0, now);
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.reply_held_bytes += u64::from(loan.span.bytes());
+            }
+            pieces.push((loan, 0, count as u32));
             rest = later;
         }
+        self.push_data(id, pieces);
+        spare
+    }
+
+    pub(crate) fn give_loans(&mut self, loans: Vec<Loan>) {
+        for loan in loans {
+            self.budget.give(loan);
+            self.freed = true;
+        }
+    }
+
+    /// There is memory for a long answer; the message it is for is looked at again.
+    pub(crate) fn output(&mut self, id: Key, loans: Vec<Loan>) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.output = loans;
         session.parked = Parked::No;
     }
 }

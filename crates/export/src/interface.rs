@@ -7,6 +7,7 @@ use bowline_wire::{BadMagic, CloseReason, PAYLOAD_BYTES_MAX};
 use crate::Counters;
 #[cfg(doc)]
 use crate::NbdServer;
+use crate::records::Shape;
 use crate::slab::Key;
 
 /// Names a session; never names another one later.
@@ -38,7 +39,11 @@ impl SessionId {
 pub struct Options {
     /// Most sessions at once.
     pub sessions_max: usize,
-    /// Bytes for the rings of sessions that are not idle (84 KiB each).
+    /// Most requests started and not answered, of all sessions together.
+    pub requests_max: usize,
+    /// A request is not tried again once this many processes but one have died over it.
+    pub attempts_max: u8,
+    /// Bytes for the rings of sessions that are not idle (88 KiB each).
     pub buffer_bytes_max: u64,
     /// Bytes for requests up to 1 MiB.
     pub small_bytes_max: u64,
@@ -61,12 +66,21 @@ pub struct Options {
 impl Options {
     /// What the longest request takes, with a part of a block at either end.
     pub const JUMBO_BYTES_MIN: u64 = PAYLOAD_BYTES_MAX as u64 + 8192;
+
+    /// Bytes of the region that a server with these limits needs for its records, whole pages, in a
+    /// memory of so many bytes in all, the region counted.
+    #[must_use]
+    pub fn record_bytes(&self, memory_bytes: u64) -> u32 {
+        Shape::new(self.sessions_max, self.requests_max, memory_bytes).bytes()
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
             sessions_max: 4096,
+            requests_max: 4096,
+            attempts_max: 3,
             buffer_bytes_max: 4 << 20,
             small_bytes_max: 4 << 20,
             jumbo_bytes_max: Options::JUMBO_BYTES_MIN,
@@ -104,6 +118,8 @@ pub enum Action {
     Receive {
         /// On which session.
         session: SessionId,
+        /// Which of its receives, modulo 256.
+        number: u8,
         /// Where the bytes go, in order.
         parts: Vec<Part>,
     },
@@ -111,11 +127,15 @@ pub enum Action {
     CancelReceive {
         /// On which session.
         session: SessionId,
+        /// Which of its receives.
+        number: u8,
     },
     /// Send these parts, or the first of their bytes; then say [`NbdServer::sent`].
     Send {
         /// On which session.
         session: SessionId,
+        /// Which of its sends, modulo 256.
+        number: u8,
         /// Where the bytes are, in order.
         parts: Vec<Part>,
     },
@@ -171,6 +191,33 @@ pub enum CloseCause {
     /// The server is being shut down.
     #[error("the server is being shut down")]
     Shutdown,
+    /// Processes have died over what it sent, before it was a request.
+    #[error("servers have died over what the client sent")]
+    Poisoned,
+}
+
+/// An operation that was at the kernel when a process died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KernelOperation {
+    /// Of which session.
+    pub session: SessionId,
+    /// A send, or else a receive.
+    pub is_send: bool,
+    /// Its number in the action.
+    pub number: u8,
+}
+
+/// A request that is not tried again: so many processes have died over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Poison {
+    /// Whose it is.
+    pub session: SessionId,
+    /// Its type.
+    pub kind: u16,
+    /// First byte it is about.
+    pub offset: u64,
+    /// Number of bytes it is about.
+    pub bytes: u32,
 }
 
 /// There are as many sessions as there may be.

@@ -10,33 +10,45 @@
 //!   spans it was read into: neither is copied. Smaller payloads are copied once, from the receive
 //!   ring into the log.
 //! - A session that does nothing holds no pages.
-//! - Positions in both streams are counted from the first byte, so that a successor can go on.
+//!
+//! Whatever outlives an instruction lies in the arena (module `records`), so another process can go
+//! on when this one dies between any two of its stores ([`NbdServer::adopt`]). What is held here in
+//! memory is derived from that, or can be asked for again.
 //!
 //! Memory is lent by lanes; module `budget` says why no session can wait for ever.
 //!
 //! What this crate does not do: accept, TLS, timeouts of its own (they come with
-//! [`NbdServer::poll`]), storing sessions in the arena.
+//! [`NbdServer::poll`]), holding the sockets of a dead process.
 
+mod adopt;
+mod adopt_requests;
 mod budget;
 mod counters;
+mod failure;
 mod handshake;
 mod interface;
+mod persist;
 mod plan;
 mod read;
 mod receive;
+mod records;
 mod request;
 mod send;
 mod server;
 mod session;
 mod slab;
+mod take_up;
 #[cfg(test)]
 mod tests;
 mod transmission;
 mod write;
 
+pub use adopt::{Adoption, Results};
 pub use bowline_arena::SharedPages;
 pub use counters::Counters;
 pub use interface::{
-    Action, CloseCause, ExportedDisk, IoStop, Options, SessionId, SessionStatus, TooManySessions,
+    Action, CloseCause, ExportedDisk, IoStop, KernelOperation, Options, Poison, SessionId,
+    SessionStatus, TooManySessions,
 };
+pub use records::{FoundSessions, RecordsError};
 pub use server::NbdServer;

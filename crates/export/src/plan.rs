@@ -6,10 +6,12 @@ use bowline_store::Micros;
 
 use crate::budget::{Lane, Loan};
 use crate::interface::{Action, CloseCause, SessionId};
+use crate::records::Executing;
 use crate::send::PARTS_MAX;
 use crate::server::NbdServer;
 use crate::session::{
-    Parked, Phase, RECEIVE_RING_BYTES, Receiving, SEND_RING_BYTES, Session, Want,
+    BUFFER_BYTES, Incoming, Parked, Phase, RECEIVE_RING_BYTES, Receiving, SEND_RING_BYTES, Session,
+    Want,
 };
 use crate::slab::Key;
 
@@ -45,6 +47,7 @@ impl NbdServer {
             && matches!(session.phase, Phase::Fresh | Phase::Handshake | Phase::Transmission)
         {
             session.phase = Phase::Draining;
+            session.is_unpublished = true;
         }
         if session.phase == Phase::Draining
             && session.requests == 0
@@ -53,16 +56,21 @@ impl NbdServer {
             && !session.sending
         {
             session.phase = Phase::Closing;
+            session.is_unpublished = true;
         }
         if session.is_closing() {
             return self.plan_close(id);
         }
         if !session.sending && !session.send.is_empty() {
             session.sending = true;
-            let parts = session.send.parts();
-            self.actions.push_back(Action::Send { session: SessionId(id), parts });
+            session.send_number = session.send_number.wrapping_add(1);
+            session.is_unpublished = true;
+            let (parts, number) = (session.send.parts(), session.send_number);
+            self.actions.push_back(Action::Send { session: SessionId(id), number, parts });
         }
         self.plan_receive(id);
+        // The arena knows of an operation before the kernel does.
+        self.publish_news(id);
     }
 
     fn plan_receive(&mut self, id: Key) {
@@ -84,7 +92,10 @@ impl NbdServer {
         let (parts, payload_bytes) = receive_parts(session);
         if !parts.is_empty() {
             session.receiving = Receiving::Posted { payload_bytes, cancelling: false };
-            self.actions.push_back(Action::Receive { session: SessionId(id), parts });
+            session.receive_number = session.receive_number.wrapping_add(1);
+            session.is_unpublished = true;
+            let number = session.receive_number;
+            self.actions.push_back(Action::Receive { session: SessionId(id), number, parts });
         }
     }
 
@@ -95,22 +106,32 @@ impl NbdServer {
                 session.shut = true;
                 self.actions.push_back(Action::Shutdown { session: SessionId(id) });
             }
-            return;
+            return self.publish_news(id);
         }
         if session.phase == Phase::Closing {
             session.phase = Phase::Closed;
-            let (ring, mut loans) = session.send.discard();
+            let (rings, mut loans) = session.send.discard();
             for loan in &loans {
                 session.reply_held_bytes -= u64::from(loan.span.bytes());
             }
-            let rings = [ring, session.ring.discard()].into_iter().flatten();
+            loans.append(&mut session.output);
+            let [send, replies] = rings;
+            let rings = [session.ring.discard(), send, replies].into_iter().flatten();
             loans.extend(rings.map(|span| Loan { span, lane: Lane::Buffers }));
-            if let Some(incoming) = session.incoming.take() {
-                let lane = incoming.lane;
-                loans.extend(incoming.spans.into_iter().map(|span| Loan { span, lane }));
-            }
+            let incoming = session.incoming.take();
+            let taken_up = std::mem::take(&mut session.to_take_up);
+            let in_doubt = session.in_doubt.take();
+            session.kept.clear();
             let cause = session.cause;
-            loans.into_iter().for_each(|loan| self.budget.give(loan));
+            // From here on a successor does not know the session.
+            self.publish(id);
+            if let Some(Incoming { key, lane, spans, .. }) = incoming {
+                self.finish(key);
+                loans.extend(spans.into_iter().map(|span| Loan { span, lane }));
+            }
+            let rest = taken_up.into_iter().map(|one| one.key).chain(in_doubt.map(|(key, _)| key));
+            rest.for_each(|key| self.finish(key));
+            self.give_loans(loans);
             self.freed = true;
             self.actions.push_back(Action::Close { session: SessionId(id), cause });
         }
@@ -128,14 +149,16 @@ impl NbdServer {
             if let Some(id) = self.ready.pop_front() {
                 let Some(session) = self.sessions.get_mut(id) else { continue };
                 session.is_ready = false;
-                self.serve_wants(disks, id);
-                self.run(disks, id);
+                if self.take_up(disks, id) {
+                    self.serve_wants(disks, id);
+                    self.run(disks, id);
+                }
             } else if std::mem::take(&mut self.freed) {
                 for lane in [Lane::Buffers, Lane::Small, Lane::Jumbo] {
                     self.serve_lane(disks, lane);
                 }
             } else {
-                return;
+                return self.execute(Executing::Nobody);
             }
         }
     }
@@ -201,7 +224,7 @@ impl NbdServer {
         let bytes = match want {
             Want::Read(key) => return self.grant_read(disks, id, key, turn),
             Want::Payload { header, .. } => header.bytes,
-            Want::Output => session.output.len() as u32,
+            Want::Output { bytes } => bytes,
         };
         let lane = Lane::of(bytes);
         if !self.may_take(lane, turn) {
@@ -212,7 +235,9 @@ impl NbdServer {
             session.wants.pop_front();
         }
         match want {
-            Want::Payload { header, fua } => self.payload_begins(id, header, fua, spans, lane),
+            Want::Payload { header, fua, key } => {
+                self.payload_begins(id, (key, header, fua), spans, lane);
+            }
             _ => {
                 let loans = spans.into_iter().map(|span| Loan { span, lane }).collect();
                 self.output(id, loans);
@@ -243,16 +268,20 @@ impl NbdServer {
 
     /// Gives rings to the session that is first in line.
     fn attach(&mut self, id: Key) -> bool {
-        let bytes = RECEIVE_RING_BYTES + SEND_RING_BYTES;
-        let Some(mut receive) = self.budget.take_run(Lane::Buffers, bytes) else { return false };
-        let send = receive.split_off(RECEIVE_RING_BYTES);
+        let taken = self.budget.take_run(Lane::Buffers, BUFFER_BYTES);
+        let Some(mut receive) = taken else { return false };
+        let buffers = NbdServer::page_of(receive.part());
+        let mut send = receive.split_off(RECEIVE_RING_BYTES);
+        let replies = send.split_off(SEND_RING_BYTES);
         let first = self.budget.waiters(Lane::Buffers).pop_front();
         assert_eq!(first, Some(id), "rings go to the first in line");
         let Some(session) = self.sessions.get_mut(id) else { unreachable!("a waiter is gone") };
         session.ring.attach(self.budget.memory(), receive);
-        session.send.attach(send);
+        session.send.attach(send, replies);
+        (session.buffers, session.is_record_old) = (buffers, true);
         session.waiting = None;
         self.greet(id);
+        self.publish(id);
         self.wake(id);
         true
     }
@@ -281,7 +310,8 @@ impl NbdServer {
         match &mut session.receiving {
             Receiving::Posted { cancelling, .. } if !*cancelling => {
                 *cancelling = true;
-                self.actions.push_back(Action::CancelReceive { session: SessionId(id) });
+                let (session, number) = (SessionId(id), session.receive_number);
+                self.actions.push_back(Action::CancelReceive { session, number });
             }
             Receiving::No => self.give_buffers_up(id),
             _ => {}
@@ -294,7 +324,10 @@ impl NbdServer {
         if !session.is_light() || session.receiving != Receiving::No {
             return;
         }
-        let spans = [session.ring.detach(self.budget.memory()), session.send.detach()];
+        let [send, replies] = session.send.detach();
+        let spans = [session.ring.detach(self.budget.memory()), send, replies];
+        (session.buffers, session.is_record_old) = (0, true);
+        self.publish(id);
         for span in spans.into_iter().flatten() {
             self.budget.give(Loan { span, lane: Lane::Buffers });
         }
@@ -355,21 +388,9 @@ fn receive_parts(session: &mut Session) -> (Vec<Part>, u32) {
             if session.after_long { header.saturating_sub(session.ring.used()) } else { u32::MAX };
         return (session.ring.free_parts(limit), 0);
     };
-    let (mut parts, mut skip, mut payload_bytes) = (Vec::new(), incoming.filled, 0);
-    let mut left = incoming.header.bytes;
-    for span in &incoming.spans {
-        let bytes = span.bytes().min(left);
-        left -= bytes;
-        if skip >= bytes {
-            skip -= bytes;
-            continue;
-        }
-        if parts.len() == PARTS_MAX - 1 {
-            return (parts, payload_bytes);
-        }
-        parts.push(span.part().sub(skip, bytes - skip));
-        payload_bytes += bytes - skip;
-        skip = 0;
+    let (mut parts, payload_bytes, is_all) = incoming.parts();
+    if !is_all {
+        return (parts, payload_bytes);
     }
     parts.extend(session.ring.free_parts(header));
     parts.truncate(PARTS_MAX);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bowline_arena::Span;
 use bowline_disk::IoError;
 use bowline_store::{DiskId, Ticket};
 use bowline_wire::Cookie;
@@ -35,8 +36,21 @@ pub(crate) struct Request {
     pub kind: Kind,
     /// Room kept in the send ring.
     pub reserved: u32,
+    /// Reply records kept for data.
+    pub replies_reserved: u32,
     /// Answers of the disk that are still to come.
     pub outstanding: u32,
+    /// It counts among the requests of its session that are being carried out.
+    pub is_started: bool,
+    /// It has a record, and the stream is beyond it.
+    pub is_known: bool,
+    pub is_taken: bool,
+    /// Steps published.
+    pub steps: u32,
+    /// How often a process has died over it.
+    pub attempts: u8,
+    /// A long payload that may be needed again.
+    pub payload: Vec<Span>,
 }
 
 pub(crate) enum Kind {
@@ -53,8 +67,9 @@ pub(crate) struct Read {
     pub whole: bool,
     /// What is still to be read or sent as a hole.
     pub plan: VecDeque<Run>,
-    /// What was read, in order, of a whole read; of a streamed one what is being read.
+    /// What was asked for, in order; of a streamed read what is before `next` was sent.
     pub pieces: Vec<Piece>,
+    pub next: usize,
     pub lane: Lane,
     pub failure: Option<(IoError, u64)>,
     /// Bytes sent as holes.
@@ -69,11 +84,23 @@ pub(crate) struct Run {
     pub hole: bool,
 }
 
-/// Bytes read into one span.
+/// Bytes of a read that are sent together.
 pub(crate) struct Piece {
     pub offset: u64,
     pub bytes: u32,
-    pub loan: Option<Loan>,
+    pub state: PieceState,
+}
+
+/// Where a piece stands.
+pub(crate) enum PieceState {
+    /// It is being read.
+    Asked,
+    /// It was read.
+    Here(Loan),
+    /// It is known to be zeroes.
+    Hole,
+    /// It was sent, or could not be read.
+    Gone,
 }
 
 impl Slab<Request> {

@@ -3,13 +3,15 @@
 //!
 //! Invariants: the room for every header of a started request is reserved before the request is
 //! started, so a reply can always be queued; bytes that were queued are neither moved nor changed
-//! until they were sent.
+//! until they were sent; data that was queued together is given back together, so the record that
+//! names it stays true until then.
 
 use std::collections::VecDeque;
 
 use bowline_arena::{Memory, Part, Span};
 
 use crate::budget::Loan;
+use crate::records::{Links, Owner, REPLIES_MAX, ReplyRecord, Stream, store_reply};
 
 /// Most parts in one send.
 pub(crate) const PARTS_MAX: usize = 64;
@@ -17,55 +19,122 @@ pub(crate) const PARTS_MAX: usize = 64;
 enum Segment {
     /// The next bytes of the ring.
     Ring { bytes: u32 },
-    /// Bytes of a span, which goes back once they were sent.
-    Data { loan: Loan, skip: u32, bytes: u32 },
+    /// Bytes of a span. Those of one reply go back once the last of them was sent.
+    Data { loan: Loan, skip: u32, bytes: u32, is_last: bool },
 }
+
+/// Data of one reply: the spans, and what of each is sent.
+pub(crate) type Pieces = Vec<(Loan, u32, u32)>;
 
 #[derive(Default)]
 pub(crate) struct SendQueue {
     ring: Option<Span>,
+    replies: Option<Span>,
     /// First unsent byte of the ring, and how many follow.
     head: u32,
     used: u32,
     reserved: u32,
+    /// Reply records made since there are buffers, in use, and reserved.
+    replies_made: u32,
+    replies_used: u32,
+    replies_reserved: u32,
     segments: VecDeque<Segment>,
-    bytes: u64,
+    /// Sent spans of a reply that was not sent as a whole.
+    spent: Vec<Loan>,
+    queued: u64,
+    sent: u64,
 }
 
 impl SendQueue {
-    pub fn attach(&mut self, span: Span) {
+    /// The queue of a dead process, with the data it had not sent: each reply's position and
+    /// pieces.
+    pub fn adopted(
+        stream: &Stream,
+        ring: Option<Span>,
+        page: Option<Span>,
+        replies: Vec<(u64, Pieces)>,
+    ) -> SendQueue {
+        let mut queue = SendQueue {
+            ring,
+            replies: page,
+            head: u32::from(stream.send_head),
+            used: u32::from(stream.send_used),
+            replies_made: stream.replies,
+            replies_used: replies.len() as u32,
+            queued: stream.queued,
+            sent: stream.sent,
+            ..SendQueue::default()
+        };
+        let mut at = stream.sent;
+        for (position, pieces) in replies {
+            queue.push_ring(position.saturating_sub(at) as u32);
+            let (mut begins, count) = (position, pieces.len());
+            for (index, (loan, skip, bytes)) in pieces.into_iter().enumerate() {
+                let is_sent = stream.sent.saturating_sub(begins).min(u64::from(bytes)) as u32;
+                begins += u64::from(bytes);
+                if is_sent == bytes {
+                    queue.spent.push(loan);
+                    continue;
+                }
+                let (skip, bytes) = (skip + is_sent, bytes - is_sent);
+                let is_last = index + 1 == count;
+                queue.segments.push_back(Segment::Data { loan, skip, bytes, is_last });
+            }
+            at = begins;
+        }
+        queue.push_ring((stream.queued - at) as u32);
+        queue
+    }
+
+    pub fn attach(&mut self, ring: Span, replies: Span) {
         assert!(self.ring.is_none(), "a send ring with two memories");
-        self.head = 0;
-        self.ring = Some(span);
+        (self.head, self.replies_made) = (0, 0);
+        (self.ring, self.replies) = (Some(ring), Some(replies));
     }
 
-    pub fn detach(&mut self) -> Option<Span> {
+    pub fn detach(&mut self) -> [Option<Span>; 2] {
         assert!(self.is_idle(), "a send ring with replies in it is given up");
-        self.ring.take()
+        [self.ring.take(), self.replies.take()]
     }
 
-    /// Drops everything. Returns the spans.
-    pub fn discard(&mut self) -> (Option<Span>, Vec<Loan>) {
-        let loans = std::mem::take(&mut self.segments).into_iter().filter_map(|segment| {
+    /// Drops everything. Returns the memory and the data.
+    pub fn discard(&mut self) -> ([Option<Span>; 2], Vec<Loan>) {
+        let mut loans = std::mem::take(&mut self.spent);
+        loans.extend(std::mem::take(&mut self.segments).into_iter().filter_map(|segment| {
             if let Segment::Data { loan, .. } = segment { Some(loan) } else { None }
-        });
-        let loans = loans.collect();
-        (self.used, self.reserved, self.bytes) = (0, 0, 0);
-        (self.ring.take(), loans)
+        }));
+        (self.used, self.reserved, self.replies_used, self.replies_reserved) = (0, 0, 0, 0);
+        self.queued = self.sent;
+        ([self.ring.take(), self.replies.take()], loans)
+    }
+
+    /// Bytes queued since the beginning: where the next one goes in the stream.
+    pub fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// Bytes that went out since the beginning.
+    pub fn sent_total(&self) -> u64 {
+        self.sent
+    }
+
+    /// First unsent byte of the ring, how many follow, and reply records made.
+    pub fn places(&self) -> (u32, u32, u32) {
+        (self.head, self.used, self.replies_made)
     }
 
     /// Bytes queued and not sent.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.queued - self.sent
     }
 
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.queued == self.sent
     }
 
     /// Nothing to send now or later.
     pub fn is_idle(&self) -> bool {
-        self.bytes == 0 && self.reserved == 0
+        self.is_empty() && self.reserved == 0
     }
 
     fn room(&self) -> u32 {
@@ -92,6 +161,31 @@ impl SendQueue {
         self.room()
     }
 
+    /// Replies with data that may be queued now beyond those reserved.
+    pub fn replies_free(&self) -> u32 {
+        REPLIES_MAX - self.replies_used - self.replies_reserved
+    }
+
+    /// Keeps a place for the data of a reply to come.
+    pub fn reserve_reply(&mut self) {
+        assert!(self.replies_free() > 0, "a reply without a record");
+        self.replies_reserved += 1;
+    }
+
+    /// Gives reserved places up; what follows may use them.
+    pub fn unreserve_replies(&mut self, count: u32) {
+        assert!(self.replies_reserved >= count, "records that were not reserved");
+        self.replies_reserved -= count;
+    }
+
+    fn push_ring(&mut self, count: u32) {
+        match self.segments.back_mut() {
+            _ if count == 0 => {}
+            Some(Segment::Ring { bytes }) => *bytes += count,
+            _ => self.segments.push_back(Segment::Ring { bytes: count }),
+        }
+    }
+
     /// Queues header bytes.
     ///
     /// # Panics
@@ -102,23 +196,54 @@ impl SendQueue {
         let Some(span) = &mut self.ring else { return };
         let capacity = span.bytes();
         let start = (self.head + self.used) % capacity;
-        let first = count.min(capacity - start) as usize;
-        let ring = memory.slice_mut(span);
-        ring[start as usize..start as usize + first].copy_from_slice(&bytes[..first]);
-        ring[..bytes.len() - first].copy_from_slice(&bytes[first..]);
-        self.used += count;
-        self.bytes += u64::from(count);
-        match self.segments.back_mut() {
-            Some(Segment::Ring { bytes }) => *bytes += count,
-            _ => self.segments.push_back(Segment::Ring { bytes: count }),
+        let (first, second) = bytes.split_at(count.min(capacity - start) as usize);
+        memory.write(span, start, first);
+        if !second.is_empty() {
+            memory.write(span, 0, second);
         }
+        self.used += count;
+        self.queued += u64::from(count);
+        self.push_ring(count);
     }
 
-    /// Queues `bytes` bytes of a span, from `skip` on.
-    pub fn push_data(&mut self, loan: Loan, skip: u32, bytes: u32) {
-        assert!(skip + bytes <= loan.span.bytes() && bytes > 0, "data out of its span");
-        self.bytes += u64::from(bytes);
-        self.segments.push_back(Segment::Data { loan, skip, bytes });
+    /// Queues data of spans, from so many bytes of each on, as one reply of a session.
+    ///
+    /// # Panics
+    /// If there is no record left for it: it was to be reserved.
+    pub fn push_data(
+        &mut self,
+        memory: &Memory,
+        links: &mut Links,
+        session: u32,
+        pieces: impl IntoIterator<Item = (Loan, u32, u32)>,
+    ) {
+        let (start, position) = (self.segments.len(), self.queued);
+        for (loan, skip, bytes) in pieces {
+            assert!(skip + bytes <= loan.span.bytes() && bytes > 0, "data out of its span");
+            self.queued += u64::from(bytes);
+            self.segments.push_back(Segment::Data { loan, skip, bytes, is_last: false });
+        }
+        let Some(Segment::Data { is_last, .. }) = self.segments.back_mut() else {
+            panic!("a reply without data")
+        };
+        *is_last = true;
+        let Some(Segment::Data { loan, skip, .. }) = self.segments.get(start) else {
+            panic!("a reply without data")
+        };
+        let (skip, lane, number) = (*skip as u16, loan.lane, self.replies_made);
+        assert!(self.replies_free() > 0, "a reply without a record");
+        let parts = self.segments.range(start..).filter_map(|segment| match segment {
+            Segment::Data { loan, .. } => Some(loan.span.part()),
+            Segment::Ring { .. } => None,
+        });
+        let first = links.store(Owner::Reply(session, number), parts);
+        let bytes = (self.queued - position) as u32;
+        let record = ReplyRecord { position, first, bytes, skip, lane };
+        if let Some(page) = &mut self.replies {
+            store_reply(memory, page, session, number, &record);
+        }
+        self.replies_made = number.wrapping_add(1);
+        self.replies_used += 1;
     }
 
     /// What to send next.
@@ -130,7 +255,7 @@ impl SendQueue {
                 break;
             }
             match (segment, &self.ring) {
-                (Segment::Data { loan, skip, bytes }, _) => {
+                (Segment::Data { loan, skip, bytes, .. }, _) => {
                     parts.push(loan.span.part().sub(*skip, *bytes));
                 }
                 (Segment::Ring { bytes }, Some(ring)) => {
@@ -147,9 +272,10 @@ impl SendQueue {
         parts
     }
 
-    /// So many bytes went out. Returns the spans that are done.
+    /// So many bytes went out. Returns the spans that are done; they may be given back once the
+    /// stream that says so is published.
     pub fn sent(&mut self, mut count: u32, done: &mut Vec<Loan>) {
-        self.bytes -= u64::from(count);
+        self.sent += u64::from(count);
         while count > 0 {
             let Some(segment) = self.segments.front_mut() else {
                 unreachable!("more was sent than queued")
@@ -167,8 +293,13 @@ impl SendQueue {
                     self.used -= now;
                 }
             }
-            if finished && let Some(Segment::Data { loan, .. }) = self.segments.pop_front() {
-                done.push(loan);
+            if finished && let Some(Segment::Data { loan, is_last, .. }) = self.segments.pop_front()
+            {
+                self.spent.push(loan);
+                if is_last {
+                    self.replies_used -= 1;
+                    done.append(&mut self.spent);
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 //! All sessions of an instance, and what goes in and out.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use bowline_arena::{SharedPages, Span};
 use bowline_disk::{DiskEvent, Disks, Volume};
@@ -9,12 +11,12 @@ use bowline_store::{DiskId, Micros, Ticket};
 use crate::Counters;
 use crate::budget::{Budget, Lane, Loan};
 use crate::interface::{
-    Action, CloseCause, ExportedDisk, IoStop, Options, SessionId, SessionStatus, TooManySessions,
+    Action, CloseCause, ExportedDisk, IoStop, Options, Poison, SessionId, SessionStatus,
+    TooManySessions,
 };
+use crate::records::{Executing, Links, Records, Region, Requests, Shape, Witnessed};
 use crate::request::{Kind, Request, STATUS_PIECE};
-use crate::session::{
-    Parked, Phase, RECEIVE_RING_BYTES, Receiving, SEND_RING_BYTES, Session, Want,
-};
+use crate::session::{BUFFER_BYTES, Parked, Phase, Receiving, Session, Want};
 use crate::slab::{Key, Slab};
 
 /// How often sessions are looked through for idle and stalled ones.
@@ -26,6 +28,10 @@ pub struct NbdServer {
     pub(crate) budget: Budget,
     pub(crate) sessions: Slab<Session>,
     pub(crate) requests: Slab<Request>,
+    /// What all of this is in the arena.
+    pub(crate) records: Records,
+    pub(crate) table: Rc<RefCell<Requests>>,
+    pub(crate) links: Links,
     pub(crate) exported: Vec<ExportedDisk>,
     pub(crate) actions: VecDeque<Action>,
     /// Sessions whose actions are to be planned.
@@ -34,6 +40,9 @@ pub struct NbdServer {
     pub(crate) ready: VecDeque<Key>,
     /// Sessions that wait for room at the disk, in the order they came.
     pub(crate) busy: VecDeque<Key>,
+    /// Sessions that wait for a request's record.
+    pub(crate) recordless: VecDeque<Key>,
+    pub(crate) poison: VecDeque<Poison>,
     /// Memory came back since the lanes were served.
     pub(crate) freed: bool,
     pub(crate) now: Micros,
@@ -51,13 +60,27 @@ pub struct NbdServer {
 
 impl NbdServer {
     /// A server without sessions. The pages should have room for the sum of the options and for
-    /// what the store needs beside it.
+    /// what the store needs beside it; the region for what [`Options::record_bytes`] says. What a
+    /// dead process left there is forgotten.
     ///
     /// # Panics
-    /// If the longest request cannot be served.
+    /// If the longest request cannot be served, or the region is too small.
     #[must_use]
-    pub fn new(pages: SharedPages, options: Options) -> NbdServer {
-        let buffers = u64::from(RECEIVE_RING_BYTES + SEND_RING_BYTES);
+    pub fn new(pages: SharedPages, region: Span, options: Options) -> NbdServer {
+        let memory = Rc::clone(pages.borrow().memory());
+        let shape = Shape::new(options.sessions_max, options.requests_max, memory.bytes_total());
+        NbdServer::over(pages, Region::format(&memory, region, shape), options)
+    }
+
+    /// Has the disks tell what they are about to admit, so that a successor can tell whether they
+    /// did. To be done before the first request.
+    pub fn watch<V: Volume>(&self, disks: &mut Disks<V>) {
+        let requests = Rc::clone(&self.table);
+        disks.set_witness(Rc::new(Witnessed { requests, class: self.options.ticket_class }));
+    }
+
+    pub(crate) fn over(pages: SharedPages, region: Region, options: Options) -> NbdServer {
+        let buffers = u64::from(BUFFER_BYTES);
         assert!(options.jumbo_bytes_max >= Options::JUMBO_BYTES_MIN, "no room for a long request");
         assert!(options.buffer_bytes_max >= buffers, "no room for a session's rings");
         assert!(options.small_bytes_max >= 2 << 20, "no room for short requests");
@@ -67,11 +90,16 @@ impl NbdServer {
             budget: Budget::new(pages, buffer_bytes_max, small_bytes_max, jumbo_bytes_max),
             sessions: Slab::new(),
             requests: Slab::new(),
+            records: region.records,
+            table: Rc::new(RefCell::new(region.requests)),
+            links: region.links,
             exported: Vec::new(),
             actions: VecDeque::new(),
             dirty: VecDeque::new(),
             ready: VecDeque::new(),
             busy: VecDeque::new(),
+            recordless: VecDeque::new(),
+            poison: VecDeque::new(),
             freed: false,
             now: Micros(0),
             swept: Micros(0),
@@ -100,6 +128,7 @@ impl NbdServer {
         }
         let id = self.sessions.insert(Session::new(self.now));
         self.greeting = true;
+        self.publish(id);
         self.want_buffers(id);
         self.touch(id);
         Ok(SessionId(id))
@@ -141,13 +170,16 @@ impl NbdServer {
                     incoming.filled += of_payload;
                 }
                 found.ring.received(bytes - of_payload);
+                found.is_unpublished = true;
             }
-            Ok(_) => found.ended = true,
+            Ok(_) => (found.ended, found.is_unpublished) = (true, true),
             Err(IoStop::Cancelled) => self.give_buffers_up(id),
             Err(IoStop::Failed(code)) => self.abort(id, CloseCause::Socket(code)),
         }
         self.wake(id);
         self.settle(disks);
+        // What the kernel said of this operation is read by a successor as long as it is the last.
+        self.publish_news(id);
     }
 
     /// A send came back: with so many bytes, or not at all.
@@ -164,13 +196,15 @@ impl NbdServer {
         match result {
             Ok(bytes) => {
                 found.moved = self.now;
-                found.sent_total += u64::from(bytes);
                 found.counters.sent_bytes += u64::from(bytes);
                 self.counters.sent_bytes += u64::from(bytes);
                 let mut done = std::mem::take(&mut self.loans);
                 found.send.sent(bytes, &mut done);
-                for loan in done.drain(..) {
+                for loan in &done {
                     found.reply_held_bytes -= u64::from(loan.span.bytes());
+                }
+                self.publish(id);
+                for loan in done.drain(..) {
                     self.budget.give(loan);
                     self.freed = true;
                 }
@@ -201,15 +235,18 @@ impl NbdServer {
         match event {
             DiskEvent::Done { ticket, result } => {
                 let (key, _) = find(&self.requests, ticket);
+                self.records.execute(Executing::Request(key.slot));
                 self.plain_done(key, result);
             }
             DiskEvent::Read { ticket, span, result } => {
                 let (key, piece) = find(&self.requests, ticket);
+                self.records.execute(Executing::Request(key.slot));
                 self.piece_done(key, piece, span, result);
             }
             DiskEvent::Status { ticket, result } => {
                 let (key, piece) = find(&self.requests, ticket);
                 assert_eq!(piece, STATUS_PIECE, "a state for a piece");
+                self.records.execute(Executing::Request(key.slot));
                 self.status_done(key, result);
             }
             DiskEvent::Room => {
@@ -260,7 +297,7 @@ impl NbdServer {
             match session.phase {
                 Phase::Fresh => self.abort(id, CloseCause::Shutdown),
                 Phase::Handshake | Phase::Transmission => {
-                    session.ended = true;
+                    (session.ended, session.is_unpublished) = (true, true);
                     session.cause = CloseCause::Shutdown;
                     self.touch(id);
                 }
@@ -283,7 +320,7 @@ impl NbdServer {
             requests: session.requests,
             unsent_bytes: session.send.bytes(),
             received_total: session.received_total,
-            sent_total: session.sent_total,
+            sent_total: session.send.sent_total(),
             moved: session.moved,
             counters: session.counters,
         })
@@ -354,18 +391,24 @@ impl NbdServer {
         session.phase = Phase::Closing;
         session.cause = cause;
         session.parked = Parked::No;
+        session.is_unpublished = true;
         let wants = std::mem::take(&mut session.wants);
         if let Some(lane) = session.waiting.take() {
             self.budget.waiters(lane).retain(|waiter| *waiter != id);
         }
         for want in wants {
-            let Want::Read(key) = want else { continue };
-            let Some(request) = self.requests.get_mut(key) else { continue };
-            if let Kind::Read(read) = &mut request.kind {
-                read.plan.clear();
-            }
-            if request.outstanding == 0 {
-                self.finish(key);
+            match want {
+                Want::Read(key) => {
+                    let Some(request) = self.requests.get_mut(key) else { continue };
+                    if let Kind::Read(read) = &mut request.kind {
+                        read.plan.clear();
+                    }
+                    if request.outstanding == 0 {
+                        self.finish(key);
+                    }
+                }
+                Want::Payload { key, .. } => self.finish(key),
+                Want::Output { .. } => {}
             }
         }
         self.touch(id);
@@ -374,12 +417,30 @@ impl NbdServer {
     /// A request is over.
     pub(crate) fn finish(&mut self, key: Key) {
         let Some(request) = self.requests.remove(key) else { return };
+        if request.is_known {
+            self.table.borrow_mut().free(key.slot);
+        }
         if let Some(session) = self.sessions.get_mut(request.session) {
-            session.requests -= 1;
+            session.requests -= u32::from(request.is_started);
+            session.forget_kept(key);
             if !session.is_closing() {
                 session.send.unreserve(request.reserved);
+                session.send.unreserve_replies(request.replies_reserved);
             }
         }
+        self.give_payload(Lane::of(request.bytes), request.payload);
+        if let Some(next) = self.recordless.pop_front()
+            && let Some(session) = self.sessions.get_mut(next)
+            && session.parked == Parked::Requests
+        {
+            session.parked = Parked::No;
+            self.wake(next);
+        }
         self.wake(request.session);
+    }
+
+    /// The next request that was answered by an error because processes had died over it.
+    pub fn next_poison(&mut self) -> Option<Poison> {
+        self.poison.pop_front()
     }
 }

@@ -1,5 +1,8 @@
 //! Things by slot and generation: a key of something that is gone finds nothing.
 
+/// Generations have so many bits: they are part of what the kernel gives back.
+const GENERATION_MASK: u32 = 0xff_ffff;
+
 /// Names an entry; never names another one later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
@@ -40,6 +43,19 @@ impl<T> Slab<T> {
         Key { slot, generation: 0 }
     }
 
+    /// Puts a thing where a dead process had it. False if the place is taken.
+    pub fn insert_at(&mut self, key: Key, value: T) -> bool {
+        while self.entries.len() <= key.slot as usize {
+            self.free.push(self.entries.len() as u32);
+            self.entries.push(Entry { generation: 0, value: None });
+        }
+        let Some(at) = self.free.iter().rposition(|slot| *slot == key.slot) else { return false };
+        self.free.swap_remove(at);
+        let generation = key.generation & GENERATION_MASK;
+        self.entries[key.slot as usize] = Entry { generation, value: Some(value) };
+        true
+    }
+
     pub fn get(&self, key: Key) -> Option<&T> {
         let entry = self.entries.get(key.slot as usize)?;
         if entry.generation == key.generation { entry.value.as_ref() } else { None }
@@ -56,7 +72,7 @@ impl<T> Slab<T> {
             return None;
         }
         let value = entry.value.take()?;
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = entry.generation.wrapping_add(1) & GENERATION_MASK;
         self.free.push(key.slot);
         Some(value)
     }

@@ -1,16 +1,18 @@
 //! Requests: parsed in the order of the stream, started, answered.
 
-use bowline_disk::{Disks, IoError, IoErrorKind, Submitted, Volume};
-use bowline_store::{BLOCK_BYTES, BlockState, DiskId};
-use bowline_wire::values::{STATE_HOLE, STATE_ZERO};
+use bowline_disk::{Disks, IoError, Submitted, Volume};
+use bowline_store::{BLOCK_BYTES, BlockState, DiskId, Seq};
+use bowline_wire::values::{self, STATE_HOLE, STATE_ZERO};
 use bowline_wire::{Command, Cookie, ErrorCode, Limits, REQUEST_BYTES, RequestHeader, reply};
 
+use crate::failure::{Failure, failure_of, refusal_text};
 use crate::handshake::BLOCK_BYTES_MIN;
-use crate::interface::CloseCause;
+use crate::interface::{CloseCause, Poison, SessionId};
+use crate::records::{Executing, RequestState};
 use crate::request::{EXTENTS_MAX, Kind, REPLY_BYTES, Request, STATUS_BYTES, STATUS_PIECE};
 use crate::server::NbdServer;
-use crate::session::{Parked, Phase};
-use crate::slab::{Key, Slab};
+use crate::session::{Parked, Phase, Session};
+use crate::slab::Key;
 
 /// Payloads from here on are received where they stay; shorter ones fit the receive ring.
 pub(crate) const LONG_PAYLOAD_BYTES: u32 = 64 << 10;
@@ -18,49 +20,14 @@ pub(crate) const LONG_PAYLOAD_BYTES: u32 = 64 << 10;
 /// Most wants of one session: further reads are not parsed before one was granted.
 const WANTS_MAX: usize = 32;
 
-/// Why a request failed, as its client is told.
-pub(crate) struct Failure {
-    pub code: ErrorCode,
-    /// The byte it is about.
-    pub offset: Option<u64>,
-    pub text: String,
-}
-
-impl Failure {
-    pub fn of(error: IoError, writes: bool, offset: Option<u64>) -> Failure {
-        let code = match error.kind {
-            IoErrorKind::OutOfRange if writes => ErrorCode::NoSpace,
-            IoErrorKind::Invalid | IoErrorKind::OutOfRange => ErrorCode::Invalid,
-            IoErrorKind::NoSpace => ErrorCode::NoSpace,
-            IoErrorKind::ReadOnly => ErrorCode::NotPermitted,
-            _ => ErrorCode::Io,
-        };
-        Failure { code, offset, text: error.text }
-    }
-
-    fn new(code: ErrorCode, text: &str) -> Failure {
-        Failure { code, offset: None, text: text.to_string() }
-    }
-}
-
-fn refusal_text(code: ErrorCode) -> &'static str {
-    match code {
-        ErrorCode::NotPermitted => "the export is read-only",
-        ErrorCode::NoSpace => "the request reaches past the end of the disk",
-        ErrorCode::Overflow => "a read of more than 32 MiB",
-        ErrorCode::Shutdown => "the disk is no longer offered",
-        _ => "the request is malformed, unaligned or out of bounds",
-    }
-}
-
 impl NbdServer {
     /// Takes at most one request. Returns whether there may be more to do.
     pub(crate) fn transmission<V: Volume>(&mut self, disks: &mut Disks<V>, id: Key) -> bool {
         let Some(session) = self.sessions.get_mut(id) else { return false };
         if session.skip_bytes > 0 {
             let skipped = session.skip_bytes.min(session.ring.used());
-            session.ring.consume(skipped);
             session.skip_bytes -= skipped;
+            session.consume(skipped);
             return session.skip_bytes == 0;
         }
         if let Some(incoming) = &session.incoming {
@@ -69,6 +36,7 @@ impl NbdServer {
         let Some(bytes) = session.ring.peek::<REQUEST_BYTES>(self.budget.memory()) else {
             return false;
         };
+        self.records.execute(Executing::Session(id.slot));
         let header = match RequestHeader::decode(&bytes) {
             Ok(header) => header,
             Err(bad) => {
@@ -77,8 +45,17 @@ impl NbdServer {
             }
         };
         session.after_long = header.payload_bytes() >= LONG_PAYLOAD_BYTES;
-        if session.wants.len() >= WANTS_MAX || session.send.free() < STATUS_BYTES {
+        let has_room = session.send.free() >= STATUS_BYTES && session.send.replies_free() > 0;
+        if session.wants.len() >= WANTS_MAX || !has_room {
             session.parked = Parked::Drain;
+            return false;
+        }
+        if session.attempts.saturating_add(1) >= self.options.attempts_max {
+            self.note_poison(id, &header);
+            self.refuse(id, header, ErrorCode::Io);
+            return true;
+        }
+        if !self.has_record(id) {
             return false;
         }
         match self.judge(disks, id, &header) {
@@ -90,7 +67,7 @@ impl NbdServer {
         }
     }
 
-    fn judge<V: Volume>(
+    pub(crate) fn judge<V: Volume>(
         &self,
         disks: &Disks<V>,
         id: Key,
@@ -129,34 +106,20 @@ impl NbdServer {
                 self.touch(id);
                 return false;
             }
-            Command::Read { .. }
-            | Command::Cache
-            | Command::Trim { .. }
-            | Command::WriteZeroes { .. }
+            Command::Read { .. } | Command::Trim { .. } | Command::WriteZeroes { .. }
                 if header.bytes == 0 =>
             {
-                self.take_header(id, &header);
-                self.answer(id, header.cookie, command, None);
+                self.answer_at_once(id, &header, command, None);
             }
             // The next read brings the same bytes in no less time: there is nothing to do ahead.
-            Command::Cache => {
-                self.take_header(id, &header);
-                self.answer(id, header.cookie, command, None);
-            }
-            Command::Read { whole } => {
-                self.take_header(id, &header);
-                self.read_begins(disks, id, header, whole);
-            }
-            Command::BlockStatus { one } => {
-                self.take_header(id, &header);
-                self.status_begins(disks, id, header, one);
-            }
+            Command::Cache => self.answer_at_once(id, &header, command, None),
+            Command::Read { whole } => self.read_begins(disks, id, header, whole),
+            Command::BlockStatus { one } => self.status_begins(disks, id, header, one),
             Command::WriteZeroes { fast: true, .. } if !holds_a_block(&header) => {
                 // Bytes inside of a block are merged into it, which is what a write does.
-                self.take_header(id, &header);
                 let text = "zeroing less than a block is no faster than writing";
                 let failure = Failure::new(ErrorCode::NotSupported, text);
-                self.answer(id, header.cookie, command, Some(failure));
+                self.answer_at_once(id, &header, command, Some(failure));
             }
             Command::Flush | Command::Trim { .. } | Command::WriteZeroes { .. } => {
                 return self.plain(disks, id, header, command);
@@ -173,67 +136,129 @@ impl NbdServer {
         header: RequestHeader,
         command: Command,
     ) -> bool {
-        let writes = matches!(command, Command::WriteZeroes { .. });
-        let Some(key) = self.request(id, &header, Kind::Plain { writes }, REPLY_BYTES) else {
-            return false;
-        };
-        let ticket = Slab::<Request>::ticket(self.options.ticket_class, key, 0);
-        let disk = self.disk_of(key);
+        let Some(key) = self.try_begins(id, &header, command) else { return false };
+        let submitted = self.try_plain(disks, key, &header, command);
+        self.submitted(id, key, header, submitted)
+    }
+
+    /// A request that is tried at once: it is known before it is.
+    pub(crate) fn try_begins(
+        &mut self,
+        id: Key,
+        header: &RequestHeader,
+        command: Command,
+    ) -> Option<Key> {
+        let writes = matches!(command, Command::Write { .. } | Command::WriteZeroes { .. });
+        if let Some((key, _)) = self.sessions.get(id)?.in_doubt {
+            return Some(key);
+        }
+        let key = self.request(id, header, Kind::Plain { writes }, REPLY_BYTES)?;
+        let session = self.sessions.get(id)?;
+        let (arrival, begins) = (session.consumed(), session.ring.head());
+        self.publish_request(key, *header, arrival, begins, RequestState::Started);
+        Some(key)
+    }
+
+    /// Has the disk do what a request asks for, unless a dead process has.
+    pub(crate) fn try_plain<V: Volume>(
+        &mut self,
+        disks: &mut Disks<V>,
+        key: Key,
+        header: &RequestHeader,
+        command: Command,
+    ) -> Submitted {
+        let (ticket, disk) = (self.ticket(key, 0), self.disk_of(key));
         let (offset, bytes) = (header.offset, u64::from(header.bytes));
-        let submitted = match command {
+        if let Some(seq) = self.take_doubt(key) {
+            let fua = matches!(
+                command,
+                Command::Trim { fua: true } | Command::WriteZeroes { fua: true, .. }
+            );
+            return disks.admitted(ticket, disk, seq, BLOCK_BYTES, fua);
+        }
+        match command {
             Command::Trim { fua } => disks.discard(ticket, disk, offset, bytes, fua),
             Command::WriteZeroes { fua, keep_allocated, .. } => {
                 disks.zero(ticket, disk, offset, bytes, keep_allocated, fua)
             }
             _ => disks.flush(ticket, disk),
-        };
-        if !self.submitted(id, key, submitted) {
-            return false;
         }
-        self.take_header(id, &header);
-        true
     }
 
-    /// What the disk said to a request. Returns whether it was taken.
-    pub(crate) fn submitted(&mut self, id: Key, key: Key, submitted: Submitted) -> bool {
+    /// The number a dead process's change has, if this is the request it was made for.
+    pub(crate) fn take_doubt(&mut self, key: Key) -> Option<Seq> {
+        let id = self.requests.get(key)?.session;
+        let session = self.sessions.get_mut(id)?;
+        let (_, seq) = session.in_doubt.take_if(|(other, _)| *other == key)?;
+        Some(seq)
+    }
+
+    /// What the disk said to a request that is next in the stream. Returns whether it was taken.
+    pub(crate) fn submitted(
+        &mut self,
+        id: Key,
+        key: Key,
+        header: RequestHeader,
+        submitted: Submitted,
+    ) -> bool {
+        let short_bytes = header.payload_bytes();
         match submitted {
-            Submitted::Done(result) => self.plain_done_at(key, result, true),
-            Submitted::Pending => {
-                if let Some(request) = self.requests.get_mut(key) {
-                    request.outstanding = 1;
+            Submitted::Done(result) => self.conclude(key, |server, id| {
+                server.reply_plain(id, &header, result);
+                server.take_header(id, &header);
+                if let Some(session) = server.sessions.get_mut(id) {
+                    session.consume(short_bytes);
                 }
+            }),
+            Submitted::Pending => {
+                let is_kept = short_bytes > 0 && !self.is_admitted(key);
+                self.set_state(key, RequestState::Pending);
+                if let Some(request) = self.requests.get_mut(key) {
+                    (request.outstanding, request.is_taken) = (1, true);
+                }
+                if let Some(session) = self.sessions.get_mut(id).filter(|_| is_kept) {
+                    session.kept.push_back((Some(key), session.ring.head()));
+                }
+                self.take_header(id, &header);
+                if let Some(session) = self.sessions.get_mut(id) {
+                    session.consume(short_bytes);
+                }
+                self.publish(id);
             }
             Submitted::Busy => {
                 self.finish(key);
-                self.counters.busy += 1;
-                if let Some(session) = self.sessions.get_mut(id) {
-                    session.counters.busy += 1;
-                    session.parked = Parked::Busy;
-                    self.busy.push_back(id);
-                }
+                self.park_busy(id);
                 return false;
             }
         }
         true
     }
 
-    /// The answer to a request that the disk had taken.
-    pub(crate) fn plain_done(&mut self, key: Key, result: Result<(), IoError>) {
-        self.plain_done_at(key, result, false);
+    /// A session tries again when the disk has room.
+    pub(crate) fn park_busy(&mut self, id: Key) {
+        self.counters.busy += 1;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.counters.busy += 1;
+            session.parked = Parked::Busy;
+            self.busy.push_back(id);
+        }
     }
 
-    fn plain_done_at(&mut self, key: Key, result: Result<(), IoError>, at_once: bool) {
+    /// The answer to a request that the disk had taken.
+    pub(crate) fn plain_done(&mut self, key: Key, result: Result<(), IoError>) {
         let Some(request) = self.requests.get_mut(key) else { return };
         let Kind::Plain { writes } = request.kind else { panic!("{key:?} is no plain request") };
-        assert!(at_once || request.outstanding == 1, "an answer to what was not asked");
+        assert!(request.outstanding == 1, "an answer to what was not asked");
         request.outstanding = 0;
-        let (id, cookie) = (request.session, request.cookie);
-        let (offset, bytes) = (request.offset, request.bytes);
-        self.finish(key);
-        // A chunk of type ERROR_OFFSET is no reply to a flush, which is about no range.
-        let at = (bytes > 0).then_some(offset);
-        let failure = result.err().map(|error| Failure::of(error, writes, at));
-        self.reply(id, cookie, failure);
+        let (cookie, offset, bytes) = (request.cookie, request.offset, request.bytes);
+        let failure = failure_of(result, writes, offset, bytes);
+        self.conclude(key, |server, id| server.reply(id, cookie, failure));
+    }
+
+    fn reply_plain(&mut self, id: Key, header: &RequestHeader, result: Result<(), IoError>) {
+        let writes = matches!(header.kind, values::command::WRITE | values::command::WRITE_ZEROES);
+        let failure = failure_of(result, writes, header.offset, header.bytes);
+        self.reply(id, header.cookie, failure);
     }
 
     fn status_begins<V: Volume>(
@@ -246,13 +271,30 @@ impl NbdServer {
         let Some(key) = self.request(id, &header, Kind::Status { one }, STATUS_BYTES) else {
             return;
         };
-        let extents_max = if one { 1 } else { EXTENTS_MAX };
-        let ticket = Slab::<Request>::ticket(self.options.ticket_class, key, STATUS_PIECE);
+        self.take_request(id, key, &header);
+        self.ask_status(disks, key);
+    }
+
+    /// Takes a request out of the stream that changes nothing: it can be tried again at any time.
+    pub(crate) fn take_request(&mut self, id: Key, key: Key, header: &RequestHeader) {
+        let arrival = self.sessions.get(id).map_or(0, Session::consumed);
+        self.publish_request(key, *header, arrival, 0, RequestState::Pending);
         if let Some(request) = self.requests.get_mut(key) {
-            request.outstanding = 1;
+            request.is_taken = true;
         }
-        let (disk, bytes) = (self.disk_of(key), u64::from(header.bytes));
-        if let Err(error) = disks.status(ticket, disk, header.offset, bytes, extents_max) {
+        self.take_header(id, header);
+        self.publish(id);
+    }
+
+    /// Asks for the states of a request's range.
+    pub(crate) fn ask_status<V: Volume>(&mut self, disks: &mut Disks<V>, key: Key) {
+        let ticket = self.ticket(key, STATUS_PIECE);
+        let Some(request) = self.requests.get_mut(key) else { return };
+        request.outstanding = 1;
+        let (disk, offset, bytes) = (request.disk, request.offset, u64::from(request.bytes));
+        let one = matches!(request.kind, Kind::Status { one: true });
+        let extents_max = if one { 1 } else { EXTENTS_MAX };
+        if let Err(error) = disks.status(ticket, disk, offset, bytes, extents_max) {
             self.status_done(key, Err(error));
         }
     }
@@ -265,18 +307,17 @@ impl NbdServer {
     ) {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.outstanding = 0;
-        let (id, cookie, offset, bytes) =
-            (request.session, request.cookie, request.offset, request.bytes);
+        let (cookie, offset, bytes) = (request.cookie, request.offset, request.bytes);
         let one = match &request.kind {
             Kind::Status { one } => *one,
             Kind::Read(_) => return self.read_planned(key, result.unwrap_or_default()),
             Kind::Plain { .. } => panic!("{key:?} asked for no state"),
         };
-        self.finish(key);
         let extents = match result {
             Ok(extents) => extents,
             Err(error) => {
-                return self.reply(id, cookie, Some(Failure::of(error, false, Some(offset))));
+                let failure = Some(Failure::of(error, false, Some(offset)));
+                return self.conclude(key, |server, id| server.reply(id, cookie, failure));
             }
         };
         let mut left = bytes;
@@ -294,10 +335,13 @@ impl NbdServer {
             // "a server MAY always safely report a status of 0 for any block".
             described.push(reply::Extent { bytes, flags: 0 });
         }
-        self.push(id, |out| reply::block_status(out, cookie, &described));
+        self.conclude(key, |server, id| {
+            server.push(id, |out| reply::block_status(out, cookie, &described));
+        });
     }
 
-    /// Registers a request, with room for its reply. None if the session is gone.
+    /// Registers a request, with room for its reply; without room it is not started yet. None if the
+    /// session is gone.
     pub(crate) fn request(
         &mut self,
         id: Key,
@@ -308,10 +352,26 @@ impl NbdServer {
         let session = self.sessions.get_mut(id)?;
         let disk = session.agreement?.disk;
         assert!(session.send.reserve(reserved), "a request without room for its reply");
-        session.requests += 1;
+        let is_started = reserved > 0;
+        session.requests += u32::from(is_started);
         let RequestHeader { cookie, offset, bytes, .. } = *header;
-        let request =
-            Request { session: id, disk, cookie, offset, bytes, kind, reserved, outstanding: 0 };
+        let request = Request {
+            session: id,
+            disk,
+            cookie,
+            offset,
+            bytes,
+            kind,
+            reserved,
+            replies_reserved: 0,
+            outstanding: 0,
+            is_started,
+            is_known: false,
+            is_taken: false,
+            steps: 0,
+            attempts: 0,
+            payload: Vec::new(),
+        };
         Some(self.requests.insert(request))
     }
 
@@ -322,24 +382,48 @@ impl NbdServer {
     /// The header of a request is used up, and counted.
     pub(crate) fn take_header(&mut self, id: Key, header: &RequestHeader) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        session.ring.consume(REQUEST_BYTES as u32);
+        session.consume(REQUEST_BYTES as u32);
         session.counters.request(header.kind);
         self.counters.request(header.kind);
     }
 
     /// Answers a request that is not to be tried; its payload is skipped.
     fn refuse(&mut self, id: Key, header: RequestHeader, code: ErrorCode) {
+        // Whatever a dead process did of it, this is its answer.
+        let in_doubt = self.sessions.get_mut(id).and_then(|session| session.in_doubt.take());
+        let is_read = header.kind == values::command::READ;
+        let failure = Failure::new(code, refusal_text(code));
+        self.answer_kind(id, header.cookie, is_read, Some(failure));
         self.take_header(id, &header);
         let Some(session) = self.sessions.get_mut(id) else { return };
         session.skip_bytes = header.payload_bytes();
         session.after_long = false;
-        let is_read = header.kind == bowline_wire::values::command::READ;
-        let failure = Failure::new(code, refusal_text(code));
-        self.answer_kind(id, header.cookie, is_read, Some(failure));
+        self.publish(id);
+        if let Some((key, _)) = in_doubt {
+            self.finish(key);
+        }
     }
 
-    fn answer(&mut self, id: Key, cookie: Cookie, command: Command, failure: Option<Failure>) {
-        self.answer_kind(id, cookie, matches!(command, Command::Read { .. }), failure);
+    fn answer_at_once(
+        &mut self,
+        id: Key,
+        header: &RequestHeader,
+        command: Command,
+        failure: Option<Failure>,
+    ) {
+        self.answer_kind(id, header.cookie, matches!(command, Command::Read { .. }), failure);
+        self.take_header(id, header);
+        self.publish(id);
+    }
+
+    /// A request is not tried again.
+    pub(crate) fn note_poison(&mut self, id: Key, header: &RequestHeader) {
+        let RequestHeader { kind, offset, bytes, .. } = *header;
+        self.counters.poisoned += 1;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.counters.poisoned += 1;
+        }
+        self.poison.push_back(Poison { session: SessionId(id), kind, offset, bytes });
     }
 
     fn answer_kind(&mut self, id: Key, cookie: Cookie, is_read: bool, failure: Option<Failure>) {
@@ -383,6 +467,7 @@ impl NbdServer {
         self.scratch.clear();
         encode(&mut self.scratch);
         session.send.push_header(self.budget.memory(), &self.scratch);
+        session.is_unpublished = true;
         self.touch(id);
     }
 }

@@ -3,13 +3,15 @@
 use bowline_arena::{Memory, Span};
 use bowline_disk::{Disks, Submitted, Volume};
 use bowline_store::{BLOCK_BYTES, Payload};
-use bowline_wire::{REQUEST_BYTES, RequestHeader};
+use bowline_wire::{Command, ErrorCode, REQUEST_BYTES, RequestHeader};
 
 use crate::budget::{Lane, Loan};
-use crate::request::{Kind, REPLY_BYTES, Request};
+use crate::failure::Failure;
+use crate::records::{Executing, Owner, RequestState};
+use crate::request::{Kind, REPLY_BYTES};
 use crate::server::NbdServer;
 use crate::session::{Incoming, Parked, Want};
-use crate::slab::{Key, Slab};
+use crate::slab::Key;
 use crate::transmission::LONG_PAYLOAD_BYTES;
 
 impl NbdServer {
@@ -21,89 +23,142 @@ impl NbdServer {
         header: RequestHeader,
         fua: bool,
     ) -> bool {
-        let Some(session) = self.sessions.get_mut(id) else { return false };
         if header.bytes >= LONG_PAYLOAD_BYTES {
-            session.wants.push_back(Want::Payload { header, fua });
+            let Some(key) = self.request(id, &header, Kind::Plain { writes: true }, 0) else {
+                return false;
+            };
+            let Some(session) = self.sessions.get_mut(id) else { return false };
+            session.wants.push_back(Want::Payload { header, fua, key });
             session.parked = Parked::Memory;
             self.wake(id);
             return false;
         }
+        let Some(session) = self.sessions.get_mut(id) else { return false };
         if session.ring.used() < REQUEST_BYTES as u32 + header.bytes {
             return false;
         }
         if header.bytes == 0 {
-            self.take_header(id, &header);
             self.reply(id, header.cookie, None);
+            self.take_header(id, &header);
+            self.publish(id);
             return true;
         }
-        let Some(key) = self.request(id, &header, Kind::Plain { writes: true }, REPLY_BYTES) else {
-            return false;
-        };
-        let ticket = Slab::<Request>::ticket(self.options.ticket_class, key, 0);
-        let disk = self.disk_of(key);
-        let Some(session) = self.sessions.get_mut(id) else { return false };
+        let Some(key) = self.try_begins(id, &header, Command::Write { fua }) else { return false };
+        let submitted = self.try_short(disks, id, key, &header, fua);
+        self.submitted(id, key, header, submitted)
+    }
+
+    /// Has the disk write a payload that lies in the receive ring, unless a dead process has.
+    fn try_short<V: Volume>(
+        &mut self,
+        disks: &mut Disks<V>,
+        id: Key,
+        key: Key,
+        header: &RequestHeader,
+        fua: bool,
+    ) -> Submitted {
+        let (ticket, disk) = (self.ticket(key, 0), self.disk_of(key));
+        if let Some(seq) = self.take_doubt(key) {
+            return disks.admitted(ticket, disk, seq, u64::from(header.bytes), fua);
+        }
         let memory = self.budget.memory();
+        let Some(session) = self.sessions.get(id) else { return Submitted::Busy };
         let slices = session.ring.slices(memory, REQUEST_BYTES as u32, header.bytes);
         let count = if slices[1].is_empty() { 1 } else { 2 };
         let mut payload = Payload::Copied(&slices[..count]);
         let submitted = disks.write(ticket, disk, header.offset, &mut payload, fua);
-        let written = u64::from(header.bytes);
-        self.count_write(id, &submitted, written, false);
-        if !self.submitted(id, key, submitted) {
-            return false;
-        }
-        self.take_header(id, &header);
-        if let Some(session) = self.sessions.get_mut(id) {
-            session.ring.consume(header.bytes);
-        }
-        true
+        self.count_write(id, &submitted, u64::from(header.bytes), false);
+        submitted
     }
 
     /// There is memory for a long payload: what of it is in the receive ring is moved over.
     pub(crate) fn payload_begins(
         &mut self,
         id: Key,
-        header: RequestHeader,
-        fua: bool,
+        want: (Key, RequestHeader, bool),
         mut spans: Vec<Span>,
         lane: Lane,
     ) {
-        self.take_header(id, &header);
+        let (key, header, fua) = want;
         let memory = self.budget.memory();
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let count = session.ring.used().min(header.bytes);
-        let [first, second] = session.ring.slices(memory, 0, count);
-        let mut at = 0;
-        for slice in [first, second] {
-            put(memory, &mut spans, at, slice);
-            at += slice.len();
-        }
-        session.ring.consume(count);
+        let arrival = session.consumed();
+        let here = session.ring.used() - REQUEST_BYTES as u32;
+        let count = here.min(header.bytes);
+        let [first, second] = session.ring.slices(memory, REQUEST_BYTES as u32, count);
+        put(memory, &mut spans, 0, first);
+        put(memory, &mut spans, first.len(), second);
         session.counters.copied_bytes += u64::from(count);
         self.counters.copied_bytes += u64::from(count);
-        session.incoming = Some(Incoming { header, fua, spans, lane, filled: count });
+        let owner = Owner::Request(key.slot, u32::from(key.generation as u16));
+        let first = self.links.store(owner, spans.iter().map(Span::part));
+        self.publish_request(key, header, arrival, first, RequestState::Receiving);
+        if let Some(request) = self.requests.get_mut(key) {
+            request.is_taken = true;
+        }
+        self.take_header(id, &header);
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.consume(count);
+        session.incoming = Some(Incoming { key, arrival, header, fua, spans, lane, filled: count });
         session.parked = Parked::No;
+        self.publish(id);
+        bowline_arena::fail_point!("export.payload.begun");
     }
 
     /// A long payload is here as a whole. Returns whether it was taken.
     pub(crate) fn payload_ends<V: Volume>(&mut self, disks: &mut Disks<V>, id: Key) -> bool {
+        // Whoever finds the request tried, or at its disk, finds its payload received.
+        self.publish_news(id);
         let Some(session) = self.sessions.get_mut(id) else { return false };
         if session.send.free() < REPLY_BYTES {
             session.parked = Parked::Drain;
             return false;
         }
         let Some(incoming) = session.incoming.take() else { return false };
-        let Incoming { header, fua, spans, lane, filled } = incoming;
+        let Incoming { key, arrival, header, fua, spans, lane, filled } = incoming;
+        let Some(request) = self.requests.get_mut(key) else { return false };
+        assert!(session.send.reserve(REPLY_BYTES), "room was looked for");
+        session.requests += 1;
+        (request.reserved, request.is_started) = (REPLY_BYTES, true);
+        self.records.execute(Executing::Request(key.slot));
+        if request.attempts.saturating_add(1) >= self.options.attempts_max {
+            self.note_poison(id, &header);
+            self.fail_taken(key);
+            self.give_payload(lane, spans);
+            return true;
+        }
         // Between the header and now the disk may have become smaller or read-only: it says so.
-        let Some(key) = self.request(id, &header, Kind::Plain { writes: true }, REPLY_BYTES) else {
+        self.set_state(key, RequestState::Started);
+        let (submitted, left) = self.try_long(disks, key, &header, fua, spans);
+        if submitted == Submitted::Busy {
+            self.set_state(key, RequestState::Receiving);
+            self.unstart(key);
+            if let Some(session) = self.sessions.get_mut(id) {
+                let spans = left;
+                session.incoming =
+                    Some(Incoming { key, arrival, header, fua, spans, lane, filled });
+            }
+            self.park_busy(id);
             return false;
-        };
-        let ticket = Slab::<Request>::ticket(self.options.ticket_class, key, 0);
-        let disk = self.disk_of(key);
+        }
+        self.taken(key, submitted, lane, left);
+        true
+    }
+
+    /// Has the disk write a payload in spans of its own. Returns those it has not taken.
+    pub(crate) fn try_long<V: Volume>(
+        &mut self,
+        disks: &mut Disks<V>,
+        key: Key,
+        header: &RequestHeader,
+        fua: bool,
+        spans: Vec<Span>,
+    ) -> (Submitted, Vec<Span>) {
+        let (ticket, disk) = (self.ticket(key, 0), self.disk_of(key));
         let lent: u32 = spans.iter().map(Span::bytes).sum();
         let whole = header.offset.is_multiple_of(BLOCK_BYTES)
             && u64::from(header.bytes).is_multiple_of(BLOCK_BYTES);
-        let (submitted, spans) = if whole {
+        let (submitted, left) = if whole {
             let mut payload = Payload::Owned(spans);
             let submitted = disks.write(ticket, disk, header.offset, &mut payload, fua);
             let Payload::Owned(left) = payload else { unreachable!("a payload changed its kind") };
@@ -123,22 +178,61 @@ impl NbdServer {
             let mut payload = Payload::Copied(&slices);
             (disks.write(ticket, disk, header.offset, &mut payload, fua), spans)
         };
-        self.count_write(id, &submitted, u64::from(header.bytes), whole);
-        let kept: u32 = spans.iter().map(Span::bytes).sum();
-        self.budget.taken(lane, lent - kept);
-        self.freed |= lent > kept;
-        if let Submitted::Busy = submitted {
-            let incoming = Incoming { header, fua, spans, lane, filled };
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.incoming = Some(incoming);
-            }
-        } else {
-            for span in spans {
-                self.budget.give(Loan { span, lane });
-                self.freed = true;
-            }
+        let id = self.requests.get(key).map(|request| request.session);
+        if let Some(id) = id {
+            self.count_write(id, &submitted, u64::from(header.bytes), whole);
         }
-        self.submitted(id, key, submitted)
+        let kept: u32 = left.iter().map(Span::bytes).sum();
+        self.budget.taken(Lane::of(header.bytes), lent - kept);
+        self.freed |= lent > kept;
+        (submitted, left)
+    }
+
+    /// What the disk said to a request that is out of the stream, and what it left of the payload.
+    pub(crate) fn taken(&mut self, key: Key, submitted: Submitted, lane: Lane, left: Vec<Span>) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        request.outstanding = 1;
+        match submitted {
+            Submitted::Done(result) => {
+                self.plain_done(key, result);
+                self.give_payload(lane, left);
+            }
+            Submitted::Pending => {
+                self.set_state(key, RequestState::Pending);
+                if self.is_admitted(key) {
+                    self.give_payload(lane, left);
+                } else if let Some(request) = self.requests.get_mut(key) {
+                    request.payload = left;
+                }
+            }
+            Submitted::Busy => unreachable!("who is busy has taken nothing"),
+        }
+    }
+
+    pub(crate) fn give_payload(&mut self, lane: Lane, spans: Vec<Span>) {
+        for span in spans {
+            self.budget.give(Loan { span, lane });
+            self.freed = true;
+        }
+    }
+
+    /// A request that is out of the stream is not tried (again).
+    pub(crate) fn fail_taken(&mut self, key: Key) {
+        let Some(request) = self.requests.get(key) else { return };
+        let cookie = request.cookie;
+        let failure = Failure::new(ErrorCode::Io, "the request was cut off and cannot be repeated");
+        self.conclude(key, |server, id| server.reply(id, cookie, Some(failure)));
+    }
+
+    /// A request that was about to be carried out is not, for now.
+    fn unstart(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let reserved = std::mem::take(&mut request.reserved);
+        request.is_started = false;
+        if let Some(session) = self.sessions.get_mut(request.session) {
+            session.send.unreserve(reserved);
+            session.requests -= 1;
+        }
     }
 
     fn count_write(&mut self, id: Key, submitted: &Submitted, bytes: u64, owned: bool) {
@@ -164,7 +258,7 @@ fn put(memory: &Memory, spans: &mut [Span], mut at: usize, mut bytes: &[u8]) {
         let room = (span.bytes() as usize).saturating_sub(at);
         let (now, later) = bytes.split_at(bytes.len().min(room));
         if !now.is_empty() {
-            memory.slice_mut(span)[at..at + now.len()].copy_from_slice(now);
+            memory.write(span, at as u32, now);
         }
         at = at.saturating_sub(span.bytes() as usize);
         bytes = later;

@@ -123,7 +123,7 @@ impl Data {
     /// # Errors
     /// If the system has no descriptor left.
     pub fn new(config: ServeConfig, opened: Opened) -> Result<Data, Problem> {
-        let Opened { store, header, pages, memory, ring, events, .. } = opened;
+        let Opened { store, header, pages, sessions, memory, ring, events, .. } = opened;
         let medium_name = events.name();
         let sockets = match &ring {
             Some(ring) => Sockets::Ring(RingSockets::new(Rc::clone(ring), events)),
@@ -139,11 +139,14 @@ impl Data {
             reply_bytes_max: SMALL_BYTES,
             ..Options::default()
         };
+        let mut disks = Disks::new(store, pages.clone());
+        let nbd = NbdServer::new(pages, sessions, options);
+        nbd.watch(&mut disks);
         let mut data = Data {
             config,
             header,
-            disks: Disks::new(store, pages.clone()),
-            nbd: NbdServer::new(pages, options),
+            disks,
+            nbd,
             sockets,
             connections: vec![Connections::default(); opened.listeners.len()],
             listeners: opened.listeners,

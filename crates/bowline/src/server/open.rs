@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bowline_arena::{
     Arena, ArenaError, ArenaFile, ArenaOptions, Life, Memory, OwnerLock, Ring, RingOptions,
-    SharedPages, boot_id, life, owner,
+    SharedPages, Span, boot_id, life, owner,
 };
+use bowline_export::{FoundSessions, Options, RecordsError};
 use bowline_media::filters::FilterSpec;
 use bowline_media::{Clock, MediaEvents, Opened as OpenedMedium};
 use bowline_store::{ArenaRegion, Media, PoolHeader, Store, StoreOptions};
@@ -50,6 +51,8 @@ pub struct Opened {
     pub store: ServerStore,
     pub header: PoolHeader,
     pub pages: SharedPages,
+    /// Where sessions say what they do.
+    pub sessions: Span,
     pub memory: Rc<Memory>,
     pub ring: Option<Rc<RefCell<Ring>>>,
     pub events: MediaEvents,
@@ -106,6 +109,7 @@ pub fn open(config: &ServeConfig) -> Result<Opened, Problem> {
         pool: header.pool.0,
         instance: 1,
         control_bytes: CONTROL_BYTES,
+        session_bytes: session_bytes(shares.page_bytes),
         page_bytes: shares.page_bytes,
         any_file_system: false,
         patience: PATIENCE,
@@ -126,11 +130,12 @@ fn opened(
     // The fence of the rings beside the arena has been passed; a server that died may have had
     // another directory, or somebody has removed its rings.
     let is_quiet = offline::nobody_writes(&config.pool, PATIENCE)?;
-    let Arena { memory, mut control, pages, adopted, file, .. } = arena;
+    let Arena { memory, mut control, sessions, pages, adopted, file, .. } = arena;
     let mut file = file.unwrap_or_else(|| unreachable!("an arena that was opened has a file"));
     if let Some(adopted) = &adopted {
         let (process, in_flight) = (adopted.process, adopted.fence.in_flight);
         tracing::info!(process, in_flight, "adopting what a server left that did not stop cleanly");
+        tell_of_sessions(&memory, &sessions);
     }
     let address = std::path::absolute(&config.control).unwrap_or_else(|_| config.control.clone());
     file.set_control_address(&address.display().to_string());
@@ -171,6 +176,7 @@ fn opened(
         store,
         header,
         pages,
+        sessions,
         memory,
         ring,
         events,
@@ -181,6 +187,24 @@ fn opened(
         arena: file,
         lock,
     })
+}
+
+/// Bytes of the arena for the records of sessions, with so many bytes of pages.
+fn session_bytes(page_bytes: u64) -> u64 {
+    // The records' own pages and the header count, too, and are less than the last of these.
+    let memory_bytes = CONTROL_BYTES + page_bytes + (8 << 20);
+    u64::from(Options::default().record_bytes(memory_bytes))
+}
+
+/// Nobody has the sockets of a dead server: its sessions are over, and their pages are free. What
+/// they were told is in the log.
+fn tell_of_sessions(memory: &Memory, sessions: &Span) {
+    match FoundSessions::read(memory, sessions) {
+        Ok(found) if found.is_empty() => {}
+        Ok(found) => tracing::info!(count = found.len(), "connections were cut off"),
+        Err(RecordsError::None) => {}
+        Err(error) => tracing::warn!(%error, "what connections there were is not known"),
+    }
 }
 
 /// The filters as they were given, outermost first.

@@ -114,16 +114,16 @@ impl PollSockets {
 
     pub(super) fn carry_out(&mut self, action: Action) -> Option<Closed> {
         match action {
-            Action::Send { session, parts } => {
+            Action::Send { session, parts, .. } => {
                 self.line(session)?.send = Some(parts);
                 self.try_send(session);
             }
-            Action::Receive { session, parts } => {
+            Action::Receive { session, parts, .. } => {
                 self.line(session)?.receive = Some(parts);
                 self.try_receive(session);
             }
             Action::AwaitReadable { session } => self.line(session)?.awaits_readable = true,
-            Action::CancelReceive { session } => {
+            Action::CancelReceive { session, .. } => {
                 if self.line(session)?.receive.take().is_some() {
                     let cancelled = Happening::Received(session, Err(IoStop::Cancelled));
                     self.happened.push_back(cancelled);

@@ -1,4 +1,8 @@
 //! Sockets by the ring that the medium uses, too.
+//!
+//! The kernel writes what became of a receive or a send into a completion, in memory that outlives
+//! the process, beside a tag that says which of the session's operations it was: the position in
+//! the stream is the operation's base, which the session's record has, and this result.
 
 use std::cell::RefCell;
 use std::io;
@@ -86,34 +90,35 @@ impl RingSockets {
     }
 
     pub(super) fn carry_out(&mut self, action: Action) -> Option<Closed> {
-        let tag =
-            |class, session: SessionId| UserData::new(class, session.slot(), session.generation());
+        let tag = |class, session: SessionId, number: u8| {
+            UserData::new(class, session.slot(), session.generation() << 8 | u32::from(number))
+        };
         match action {
-            Action::Send { session, parts } => {
+            Action::Send { session, number, parts } => {
                 self.medium.start_reads();
                 let descriptor = self.socket(session);
                 let operation = match parts[..] {
                     [from] => Operation::Send { descriptor, from, flags: 0 },
                     _ => Operation::SendVectored { descriptor, from: parts, flags: 0 },
                 };
-                self.push(tag(SEND, session), operation);
+                self.push(tag(SEND, session, number), operation);
             }
-            Action::Receive { session, parts } => {
+            Action::Receive { session, number, parts } => {
                 self.medium.start_reads();
                 let descriptor = self.socket(session);
                 let operation = match parts[..] {
                     [into] => Operation::Receive { descriptor, into, flags: 0 },
                     _ => Operation::ReceiveVectored { descriptor, into: parts, flags: 0 },
                 };
-                self.push(tag(RECEIVE, session), operation);
+                self.push(tag(RECEIVE, session, number), operation);
             }
             Action::AwaitReadable { session } => {
                 let descriptor = self.socket(session);
-                self.watch(tag(READABLE, session), descriptor);
+                self.watch(tag(READABLE, session, 0), descriptor);
             }
-            Action::CancelReceive { session } => {
-                let target = tag(RECEIVE, session);
-                self.push(tag(CANCEL, session), Operation::Cancel { target });
+            Action::CancelReceive { session, number } => {
+                let target = tag(RECEIVE, session, number);
+                self.push(tag(CANCEL, session, number), Operation::Cancel { target });
             }
             Action::Shutdown { session } => {
                 let socket = self.sockets.get(session.slot() as usize).and_then(Option::as_ref);
@@ -141,7 +146,7 @@ impl RingSockets {
 
     fn happening(&mut self, completed: Completed) -> Option<Happening> {
         let tag = completed.user_data;
-        let session = SessionId::new(tag.slot(), tag.generation());
+        let session = SessionId::new(tag.slot(), tag.generation() >> 8);
         Some(match tag.class() {
             MEDIUM => {
                 self.medium.on_completion(completed);

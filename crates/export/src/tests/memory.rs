@@ -132,7 +132,7 @@ fn a_client_that_takes_no_replies_holds_a_bounded_part() {
             rig.send(deaf, &request(command::READ, 0, cookie, 0, 256 << 10));
         }
         rig.settle();
-        let bound = Options::default().reply_bytes_max + (84 << 10);
+        let bound = Options::default().reply_bytes_max + u64::from(crate::session::BUFFER_BYTES);
         assert!(rig.server.held_bytes() <= bound);
         let other = connect(&mut rig, "one", structured);
         assert_eq!(read(&mut rig, other, 0, 1 << 20).bytes().len(), 1 << 20);

@@ -1,7 +1,9 @@
 //! Sessions over disks over a store that is a map of blocks, driven by a loop that is a test.
 
+mod adoption;
 mod client;
 mod disconnect;
+mod dropping;
 mod fragments;
 mod memory;
 mod requests;

@@ -2,15 +2,20 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use bowline_arena::{Memory, PAGE_BYTES, Pages, Part, SharedPages};
+use bowline_arena::{Cut, Memory, PAGE_BYTES, Pages, Part, SharedPages};
 use bowline_disk::{Disks, Volume};
 use bowline_store::{DiskId, Micros};
 
 use super::Random;
 use super::volume::MapVolume;
-use crate::{Action, CloseCause, ExportedDisk, IoStop, NbdServer, Options, SessionId};
+use crate::records::Broken;
+use crate::{
+    Action, Adoption, CloseCause, ExportedDisk, FoundSessions, IoStop, KernelOperation, NbdServer,
+    Options, RecordsError, SessionId,
+};
 
 pub const DISK: DiskId = DiskId(3);
 pub const FROZEN: DiskId = DiskId(4);
@@ -30,9 +35,9 @@ pub struct Connection {
     /// What the client got.
     pub incoming: Vec<u8>,
     awaiting: bool,
-    receive: Option<Vec<Part>>,
+    receive: Option<(u8, Vec<Part>)>,
     cancel: bool,
-    send: Option<Vec<Part>>,
+    send: Option<(u8, Vec<Part>)>,
     shut: bool,
     pub closed: Option<CloseCause>,
 }
@@ -41,7 +46,15 @@ pub struct Rig<V: Volume = MapVolume> {
     pub server: NbdServer,
     pub disks: Disks<V>,
     pub pages: SharedPages,
-    memory: Rc<Memory>,
+    pub memory: Rc<Memory>,
+    /// The region of the records.
+    pub region: Part,
+    options: Options,
+    exported: Vec<ExportedDisk>,
+    /// What the kernel made of the last receive and send of each session.
+    results: BTreeMap<(SessionId, bool), (u8, Result<u32, IoStop>)>,
+    pub broken: Option<Broken>,
+    pub deaths: u64,
     pub connections: BTreeMap<SessionId, Connection>,
     pub random: Random,
     pub now: u64,
@@ -56,7 +69,10 @@ pub struct Rig<V: Volume = MapVolume> {
 
 impl Rig {
     pub fn new(pages: u64, options: Options) -> Rig {
-        let memory = Rc::new(Memory::private(pages * u64::from(PAGE_BYTES)));
+        // Beside the pages asked for, room for the records.
+        let bytes = pages * u64::from(PAGE_BYTES);
+        let bytes = bytes + u64::from(options.record_bytes(bytes + (8 << 20)));
+        let memory = Rc::new(Memory::private(bytes));
         let pages = Rc::new(RefCell::new(Pages::whole(memory)));
         let mut volume = MapVolume::new(Rc::clone(&pages));
         volume.add_disk(DISK, "one", DISK_BYTES);
@@ -79,19 +95,31 @@ impl Rig {
 impl<V: Volume> Rig<V> {
     pub fn over(volume: V, pages: SharedPages, options: Options) -> Rig<V> {
         let memory = pages.borrow().memory().clone();
-        let mut server = NbdServer::new(Rc::clone(&pages), options);
+        let record_bytes = options.record_bytes(memory.bytes_total());
+        let region = pages.borrow_mut().take(record_bytes / PAGE_BYTES).unwrap();
+        let region_part = region.part();
+        let mut server = NbdServer::new(Rc::clone(&pages), region, options);
         let exported = |disk, name: &str, read_only| ExportedDisk {
             disk,
             name: name.to_string(),
             description: String::new(),
             read_only,
         };
-        server.set_exports(vec![exported(DISK, "one", false), exported(FROZEN, "frozen", true)]);
+        let exported = vec![exported(DISK, "one", false), exported(FROZEN, "frozen", true)];
+        server.set_exports(exported.clone());
+        let mut disks = Disks::new(volume, Rc::clone(&pages));
+        server.watch(&mut disks);
         Rig {
             server,
-            disks: Disks::new(volume, Rc::clone(&pages)),
+            disks,
             pages,
             memory,
+            region: region_part,
+            options,
+            exported,
+            results: BTreeMap::new(),
+            broken: None,
+            deaths: 0,
             connections: BTreeMap::new(),
             random: Random(1),
             now: 0,
@@ -100,6 +128,12 @@ impl<V: Volume> Rig<V> {
             turns: 0,
             rest_polls: 4,
         }
+    }
+
+    /// Sets what is offered, now and after a death.
+    pub fn offer(&mut self, exported: Vec<ExportedDisk>) {
+        self.exported = exported.clone();
+        self.server.set_exports(exported);
     }
 
     pub fn accept(&mut self) -> SessionId {
@@ -122,30 +156,35 @@ impl<V: Volume> Rig<V> {
             any = true;
             let (Action::AwaitReadable { session }
             | Action::Receive { session, .. }
-            | Action::CancelReceive { session }
+            | Action::CancelReceive { session, .. }
             | Action::Send { session, .. }
             | Action::Shutdown { session }
             | Action::Close { session, .. }) = &action;
-            let one = self.connections.get_mut(session).unwrap();
+            // Nobody has the socket of a session whose process died accepting it.
+            let nobody = || Connection { reset: true, ..Connection::default() };
+            let one = self.connections.entry(*session).or_insert_with(nobody);
+            if self.deaths > 0 && one.closed.is_some() && matches!(action, Action::Close { .. }) {
+                continue;
+            }
             assert!(one.closed.is_none(), "{action:?} after its end");
             match action {
                 Action::AwaitReadable { .. } => {
                     assert!(!one.awaiting && one.receive.is_none(), "two receives");
                     one.awaiting = true;
                 }
-                Action::Receive { parts, .. } => {
+                Action::Receive { number, parts, .. } => {
                     assert!(!one.awaiting && one.receive.is_none(), "two receives");
                     assert!(!parts.is_empty() && parts.len() <= 64);
-                    one.receive = Some(parts);
+                    one.receive = Some((number, parts));
                 }
                 Action::CancelReceive { .. } => {
                     one.cancel = true;
                     self.cancelled += 1;
                 }
-                Action::Send { parts, .. } => {
+                Action::Send { number, parts, .. } => {
                     assert!(one.send.is_none(), "two sends");
                     assert!(!parts.is_empty() && parts.len() <= 64);
-                    one.send = Some(parts);
+                    one.send = Some((number, parts));
                 }
                 Action::Shutdown { .. } => one.shut = true,
                 Action::Close { cause, .. } => {
@@ -174,55 +213,143 @@ impl<V: Volume> Rig<V> {
             self.server.readable(&mut self.disks, id);
             return true;
         }
-        let Some(parts) = one.receive.take() else { return false };
-        if std::mem::take(&mut one.cancel) && one.outgoing.is_empty() {
-            self.server.received(&mut self.disks, id, Err(IoStop::Cancelled));
-            return true;
-        }
-        if one.reset {
-            self.server.received(&mut self.disks, id, Err(IoStop::Failed(104)));
-            return true;
-        }
-        if one.shut || (one.ended && one.outgoing.is_empty()) {
-            self.server.received(&mut self.disks, id, Ok(0));
-            return true;
-        }
-        if one.outgoing.is_empty() {
-            one.receive = Some(parts);
-            return false;
-        }
-        let space: usize = parts.iter().map(|part| part.bytes as usize).sum();
-        let available = one.outgoing.len().min(space);
-        let count = self.length(available);
-        let bytes: Vec<u8> = self.at(id).outgoing.drain(..count).collect();
-        let mut rest = &bytes[..];
-        for part in parts {
-            let (now, later) = rest.split_at(rest.len().min(part.bytes as usize));
-            if !now.is_empty() {
-                self.memory.land(part.sub(0, now.len() as u32), now);
-            }
-            rest = later;
-        }
-        self.server.received(&mut self.disks, id, Ok(count as u32));
+        let Some(result) = self.receive(id) else { return false };
+        self.server.received(&mut self.disks, id, result);
         true
     }
 
+    /// What the kernel does about a receive.
+    fn receive(&mut self, id: SessionId) -> Option<Result<u32, IoStop>> {
+        let one = self.at(id);
+        let (number, parts) = one.receive.take()?;
+        let result = if std::mem::take(&mut one.cancel) && one.outgoing.is_empty() {
+            Err(IoStop::Cancelled)
+        } else if one.reset {
+            Err(IoStop::Failed(104))
+        } else if one.shut || (one.ended && one.outgoing.is_empty()) {
+            Ok(0)
+        } else if one.outgoing.is_empty() {
+            one.receive = Some((number, parts));
+            return None;
+        } else {
+            let space: usize = parts.iter().map(|part| part.bytes as usize).sum();
+            let available = one.outgoing.len().min(space);
+            let count = self.length(available);
+            let bytes: Vec<u8> = self.at(id).outgoing.drain(..count).collect();
+            let mut rest = &bytes[..];
+            for part in parts {
+                let (now, later) = rest.split_at(rest.len().min(part.bytes as usize));
+                if !now.is_empty() {
+                    self.memory.land(part.sub(0, now.len() as u32), now);
+                }
+                rest = later;
+            }
+            Ok(count as u32)
+        };
+        self.results.insert((id, false), (number, result));
+        Some(result)
+    }
+
     fn move_out(&mut self, id: SessionId) -> bool {
+        let Some(result) = self.deliver(id) else { return false };
+        self.server.sent(&mut self.disks, id, result);
+        true
+    }
+
+    /// What the kernel does about a send.
+    fn deliver(&mut self, id: SessionId) -> Option<Result<u32, IoStop>> {
         let one = self.at(id);
         if one.deaf && !one.shut && !one.reset {
-            return false;
+            return None;
         }
-        let Some(parts) = one.send.take() else { return false };
-        if one.shut || one.reset {
-            self.server.sent(&mut self.disks, id, Err(IoStop::Failed(32)));
-            return true;
+        let (number, parts) = one.send.take()?;
+        let result = if one.shut || one.reset {
+            Err(IoStop::Failed(32))
+        } else {
+            let mut bytes = Vec::new();
+            parts.iter().for_each(|part| self.memory.fetch(*part, &mut bytes));
+            let count = self.length(bytes.len());
+            self.at(id).incoming.extend_from_slice(&bytes[..count]);
+            Ok(count as u32)
+        };
+        self.results.insert((id, true), (number, result));
+        Some(result)
+    }
+
+    /// The process dies. What is at the kernel is done in part or not at all. `revive` makes the
+    /// store that a successor finds; the successor goes on from the records, and dies itself after
+    /// so many stores, or of what the store does to it. Then the next one does.
+    pub fn die(
+        mut self,
+        mut revive: impl FnMut(V, &SharedPages) -> V,
+        mut cut: Option<u64>,
+    ) -> Result<Rig<V>, RecordsError> {
+        let ids: Vec<SessionId> = self.connections.keys().copied().collect();
+        for id in ids {
+            if self.random.below(2) == 0 {
+                self.receive(id);
+                self.deliver(id);
+            }
+            let one = self.at(id);
+            (one.awaiting, one.cancel, one.receive, one.send) = (false, false, None, None);
         }
-        let mut bytes = Vec::new();
-        parts.iter().for_each(|part| self.memory.fetch(*part, &mut bytes));
-        let count = self.length(bytes.len());
-        self.at(id).incoming.extend_from_slice(&bytes[..count]);
-        self.server.sent(&mut self.disks, id, Ok(count as u32));
-        true
+        let Rig { mut memory, results, broken, mut deaths, .. } = self;
+        let mut volume = self.disks.into_store();
+        loop {
+            deaths += 1;
+            memory = Rc::new(memory.successor());
+            let mut whole = Pages::whole(Rc::clone(&memory));
+            let region = whole.adopt(self.region).unwrap();
+            let pages = Rc::new(RefCell::new(whole));
+            let found = FoundSessions::read(&memory, &region)?;
+            found.keep(&mut pages.borrow_mut())?;
+            volume = revive(volume, &pages);
+            let mut disks = Disks::new(volume, Rc::clone(&pages));
+            disks.set_now(Micros(self.now));
+            let mut ask = |operation: KernelOperation| {
+                let KernelOperation { session, is_send, number } = operation;
+                let (last, result) = results.get(&(session, is_send))?;
+                (*last == number).then_some(*result)
+            };
+            let adoption = Adoption {
+                pages: Rc::clone(&pages),
+                region,
+                found,
+                options: self.options,
+                exported: self.exported.clone(),
+                now: Micros(self.now),
+                results: &mut ask,
+            };
+            memory.cut_after(cut.take());
+            let adopt = AssertUnwindSafe(|| NbdServer::adopt_as(adoption, &mut disks, broken));
+            let adopted = catch_unwind(adopt);
+            memory.cut_after(None);
+            match adopted {
+                Ok(server) => {
+                    return Ok(Rig {
+                        server: server?,
+                        disks,
+                        pages,
+                        memory,
+                        region: self.region,
+                        options: self.options,
+                        exported: self.exported,
+                        results,
+                        broken,
+                        deaths,
+                        connections: self.connections,
+                        random: self.random,
+                        now: self.now,
+                        piece_bytes_max: self.piece_bytes_max,
+                        cancelled: self.cancelled,
+                        turns: self.turns,
+                        rest_polls: self.rest_polls,
+                    });
+                }
+                Err(cause) if cause.is::<Cut>() => volume = disks.into_store(),
+                Err(cause) => resume_unwind(cause),
+            }
+        }
     }
 
     /// One round of the loop. Returns whether something moved.
@@ -263,9 +390,36 @@ impl<V: Volume> Rig<V> {
         }
     }
 
+    /// Where a session stands, for the report of a failure.
+    pub fn describe(&mut self, id: SessionId) -> String {
+        let Some(session) = self.server.sessions.get(id.0) else {
+            return format!("closed: {:?}", self.connections[&id].closed);
+        };
+        format!(
+            "{:?} {:?} {:?} sending {} ring {} kept {:?} wants {:?} waiting {:?} taking up {:?} \
+             doubt {:?} skips {} requests {} incoming {:?} unsent {} from client {}",
+            session.phase,
+            session.parked,
+            session.receiving,
+            session.sending,
+            session.ring.used(),
+            session.kept,
+            session.wants,
+            session.waiting,
+            session.to_take_up,
+            session.in_doubt,
+            session.skip_bytes,
+            session.requests,
+            session.incoming.as_ref().map(|one| (one.header, one.filled)),
+            session.send.bytes(),
+            self.connections[&id].outgoing.len(),
+        )
+    }
+
     /// Nothing is held by anybody.
     pub fn is_clean(&self) -> bool {
         let pages = self.pages.borrow();
-        pages.free() == pages.count() && self.server.held_bytes() == 0
+        let records = self.region.bytes / PAGE_BYTES;
+        pages.free() + records == pages.count() && self.server.held_bytes() == 0
     }
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::Random;
 use crate::budget::{Lane, Loan};
 use crate::receive::ReceiveRing;
+use crate::records::{Region, Shape};
 use crate::send::SendQueue;
 
 fn pages() -> (Rc<Memory>, RefCell<Pages>) {
@@ -58,7 +59,11 @@ proptest! {
         let (memory, pages) = pages();
         let (mut random, mut queue) = (Random(seed), SendQueue::default());
         let (mut expected, mut sent) = (Vec::new(), Vec::new());
-        queue.attach(pages.borrow_mut().take(1).unwrap());
+        let [ring, page, region] =
+            [1, 1, 8].map(|count| pages.borrow_mut().take(count).unwrap());
+        queue.attach(ring, page);
+        let shape = Shape::new(1, 1, memory.bytes_total());
+        let mut links = Region::format(&memory, region, shape).links;
         let mut lent = 0;
         for _ in 0..300 {
             let count = 1 + random.below(200) as u32;
@@ -68,7 +73,8 @@ proptest! {
                 memory.slice_mut(&mut span).copy_from_slice(&bytes);
                 let skip = random.below(3000) as u32;
                 expected.extend_from_slice(&bytes[skip as usize..(skip + count) as usize]);
-                queue.push_data(Loan { span, lane: Lane::Small }, skip, count);
+                let piece = (Loan { span, lane: Lane::Small }, skip, count);
+                queue.push_data(&memory, &mut links, 0, [piece]);
                 lent += 1;
             } else if queue.free() >= count {
                 let bytes = random.bytes(count as usize);

@@ -1,17 +1,20 @@
 //! The same over a real store, on a medium that is a vector of bytes.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use bowline_arena::{Memory, Pages};
+use bowline_arena::{Memory, Pages, Part, SharedPages};
 use bowline_store::{
     ArenaRegion, Completion, CreateOptions, Durability, Io, IoId, Media, MediumError, PoolId,
     Provision, Store, StoreOptions, create,
 };
 use bowline_wire::values::command;
 
-use super::client::{ask, block, connect, one, read, request, write};
+use super::Random;
+use super::client::{ask, block, connect, one, parse, read, request, write};
+use super::dropping::{Client, Death, Load, live};
 use super::rig::Rig;
 use crate::{ExportedDisk, Options};
 
@@ -19,25 +22,27 @@ const POOL_BYTES: usize = 192 << 20;
 
 struct VecMedia {
     memory: Rc<Memory>,
-    bytes: Vec<u8>,
+    /// Survives whoever uses it.
+    bytes: Rc<RefCell<Vec<u8>>>,
     done: VecDeque<Completion>,
 }
 
 impl Media for VecMedia {
     fn bytes_total(&self) -> u64 {
-        self.bytes.len() as u64
+        self.bytes.borrow().len() as u64
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
         match io {
             Io::Read { at, into } => {
                 let at = at as usize;
-                self.memory.land(into, &self.bytes[at..at + into.bytes as usize]);
+                self.memory.land(into, &self.bytes.borrow()[at..at + into.bytes as usize]);
             }
             Io::Write { at, from } => {
                 let mut bytes = Vec::new();
                 from.into_iter().for_each(|part| self.memory.fetch(part, &mut bytes));
-                self.bytes[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+                let range = at as usize..at as usize + bytes.len();
+                self.bytes.borrow_mut()[range].copy_from_slice(&bytes);
             }
             _ => {}
         }
@@ -53,27 +58,105 @@ impl Media for VecMedia {
     }
 }
 
-fn real() -> Rig<Store<VecMedia>> {
-    let memory = Rc::new(Memory::private(64 << 20));
+fn options() -> StoreOptions {
+    StoreOptions { map_frames: 256, delta_bytes: 1 << 20, ..StoreOptions::default() }
+}
+
+/// What a successor needs to find the pool again.
+struct Pool {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    control: Part,
+}
+
+impl Pool {
+    /// Opens it by adoption.
+    fn revive(&self, pages: &SharedPages) -> Store<VecMedia> {
+        let control = pages.borrow_mut().adopt(self.control).unwrap();
+        let memory = Rc::clone(pages.borrow().memory());
+        let media = VecMedia { memory, bytes: Rc::clone(&self.bytes), done: VecDeque::new() };
+        let region = ArenaRegion { control, pages: Rc::clone(pages), is_fresh: false };
+        Store::open(media, region, options()).unwrap()
+    }
+}
+
+fn real_of(memory_bytes: u64, name: &str, limits: Options) -> (Rig<Store<VecMedia>>, Pool) {
+    let memory = Rc::new(Memory::private(memory_bytes));
     let mut pages = Pages::whole(Rc::clone(&memory));
     let control = pages.take(64).unwrap();
+    let bytes = Rc::new(RefCell::new(vec![0; POOL_BYTES]));
+    let pool = Pool { bytes: Rc::clone(&bytes), control: control.part() };
     let pages = Rc::new(RefCell::new(pages));
-    let mut media = VecMedia { memory, bytes: vec![0; POOL_BYTES], done: VecDeque::new() };
-    let options = CreateOptions { pool: PoolId(7), salt: 7, slot_bytes: 4 << 20, now_seconds: 0 };
-    create(&mut media, &pages, &options).unwrap();
+    let mut media = VecMedia { memory, bytes, done: VecDeque::new() };
+    let format = CreateOptions { pool: PoolId(7), salt: 7, slot_bytes: 4 << 20, now_seconds: 0 };
+    create(&mut media, &pages, &format).unwrap();
     let region = ArenaRegion { control, pages: Rc::clone(&pages), is_fresh: true };
-    let options = StoreOptions { map_frames: 256, ..StoreOptions::default() };
-    let mut store = Store::open(media, region, options).unwrap();
-    let disk = store.create_disk("real", 96 << 20, Durability::Strict, Provision::Thin).unwrap();
-    let mut rig = Rig::over(store, pages, Options::default());
-    rig.server.set_exports(vec![ExportedDisk {
+    let mut store = Store::open(media, region, options()).unwrap();
+    let disk = store.create_disk(name, 96 << 20, Durability::Strict, Provision::Thin).unwrap();
+    let mut rig = Rig::over(store, pages, limits);
+    rig.offer(vec![ExportedDisk {
         disk,
-        name: "real".to_string(),
+        name: name.to_string(),
         description: String::new(),
         read_only: false,
     }]);
     rig.rest_polls = 20;
-    rig
+    (rig, pool)
+}
+
+fn real() -> Rig<Store<VecMedia>> {
+    real_of(64 << 20, "real", Options::default()).0
+}
+
+#[test]
+fn nobody_notices_the_death_of_server_disks_and_store() {
+    let limits = Options { sessions_max: 8, attempts_max: u8::MAX, ..Options::default() };
+    let load = Load { clients: 2, batches: 4, requests: 8, long: true };
+    let mut deaths = 0;
+    for (seed, death) in
+        [(1, Death::Turn(5)), (2, Death::Store(400)), (3, Death::Store(400)), (4, Death::Turn(9))]
+    {
+        let (mut rig, pool) = real_of(16 << 20, "one", limits);
+        rig.random = Random(seed);
+        rig.piece_bytes_max = 60_000;
+        let lived = live(rig, load, death, |_, pages| pool.revive(pages));
+        let (mut rig, clients, seen) = lived.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        deaths += seen.deaths;
+        let id = connect(&mut rig, "one", true);
+        for (offset, expected) in clients.iter().flat_map(Client::contents) {
+            let got = read(&mut rig, id, offset, expected.len() as u32).bytes();
+            assert!(got == expected, "seed {seed}: other bytes from {offset} on");
+        }
+    }
+    assert!(deaths > 40, "{deaths} deaths");
+}
+
+#[test]
+fn a_write_cut_off_inside_its_admission_is_made_once() {
+    // Long enough to span batches; the cuts fall into the store's own stores.
+    let data = Random(5).bytes(3 << 20);
+    for stores in (2..240).step_by(7) {
+        let limits = Options { sessions_max: 8, ..Options::default() };
+        let (mut rig, pool) = real_of(24 << 20, "one", limits);
+        let id = connect(&mut rig, "one", true);
+        rig.send(id, &request(command::WRITE, 0, 1, 0, 3 << 20));
+        rig.send(id, &data[..data.len() - 1]);
+        rig.settle();
+        rig.send(id, &data[data.len() - 1..]);
+        rig.memory.cut_after(Some(stores));
+        for _ in 0..20 {
+            if catch_unwind(AssertUnwindSafe(|| rig.turn())).is_err() {
+                break;
+            }
+        }
+        let mut rig = rig.die(|_, pages| pool.revive(pages), None).unwrap();
+        rig.settle();
+        let outcomes = parse(&rig.at(id).incoming, &BTreeMap::new());
+        assert!(outcomes[&1].done && outcomes[&1].error.is_none(), "cut after {stores}");
+        rig.at(id).incoming.clear();
+        assert!(read(&mut rig, id, 0, 3 << 20).bytes() == data, "cut after {stores}");
+        // The disk's own record, and the write.
+        assert_eq!(rig.disks.store().admitted_through().0, 2, "cut after {stores}");
+    }
 }
 
 #[test]

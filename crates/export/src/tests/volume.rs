@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bowline_arena::{SharedPages, Span};
+use bowline_arena::{Cut, SharedPages, Span};
 use bowline_disk::Volume;
 use bowline_store::{
     BLOCK_BYTES, BlockState, Change, Disk, DiskId, Durability, Event, Extent, Lba, LineageId,
@@ -37,6 +37,8 @@ pub struct MapVolume {
     /// Blocks that cannot be read.
     pub bad: BTreeSet<u64>,
     pub is_full: bool,
+    /// A write of this block ends the process, each time.
+    pub deadly: Option<u64>,
 }
 
 impl MapVolume {
@@ -58,6 +60,24 @@ impl MapVolume {
             owes_room: false,
             bad: BTreeSet::new(),
             is_full: false,
+            deadly: None,
+        }
+    }
+
+    /// What is left when the process that used it has died: all that was admitted.
+    pub fn survive(self, pages: SharedPages) -> MapVolume {
+        let MapVolume { disks, blocks, seq, durable, delay_polls, busy_every, bad, deadly, .. } =
+            self;
+        MapVolume {
+            disks,
+            blocks,
+            seq,
+            durable,
+            delay_polls,
+            busy_every,
+            bad,
+            deadly,
+            ..MapVolume::new(pages)
         }
     }
 
@@ -73,6 +93,20 @@ impl MapVolume {
             read_only: false,
         };
         self.disks.insert(id, disk);
+    }
+
+    /// The bytes of whole blocks.
+    pub fn content(&self, disk: DiskId, offset: u64, bytes: u64) -> Vec<u8> {
+        let first = offset / BLOCK_BYTES;
+        let blocks = (first..first + bytes / BLOCK_BYTES).map(|at| self.blocks.get(&(disk, at)));
+        let mut content = Vec::with_capacity(bytes as usize);
+        for block in blocks {
+            match block {
+                Some(Block::Data(bytes)) => content.extend_from_slice(bytes),
+                _ => content.resize(content.len() + BLOCK_BYTES as usize, 0),
+            }
+        }
+        content
     }
 
     fn admit(&mut self) -> Result<(), Refused> {
@@ -116,6 +150,9 @@ impl MapVolume {
 
 impl Volume for MapVolume {
     fn write(&mut self, disk: DiskId, lba: Lba, payload: &mut Payload<'_>) -> Result<Seq, Refused> {
+        if self.deadly == Some(lba.0) {
+            std::panic::resume_unwind(Box::new(Cut));
+        }
         self.admit()?;
         self.put(disk, lba, payload);
         Ok(Seq(self.seq))

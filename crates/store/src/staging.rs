@@ -12,7 +12,7 @@
 //!   says: so many entries and data blocks, whose checksum the same word carries. Whatever the
 //!   word covers was stored before it (broken mode `publish-before-content`).
 //! - Batches from `released` + 1 on are complete in the arena up to the newest; pages of a batch
-//!   are given back only after `released` has passed it.
+//!   are given back only after `released` has passed it, or it was retracted.
 
 use bowline_arena::{Memory, PAGE_BYTES, Part, Span};
 use twox_hash::XxHash3_64;
@@ -170,6 +170,13 @@ impl Staging {
     pub(crate) fn publish(&mut self, memory: &Memory, number: BatchNumber, progress: Progress) {
         let at = self.at(number) + PROGRESS_AT;
         memory.publish(&mut self.control, at, progress.word());
+    }
+
+    /// A batch of a dead process that is not gone on with: its pages are about to be given back,
+    /// and a successor must not find them under its number.
+    pub(crate) fn retract(&mut self, memory: &Memory, number: BatchNumber) {
+        let at = self.at(number);
+        memory.publish(&mut self.control, at, 0);
     }
 
     /// Batches up to `number` are not needed any more.

@@ -4,13 +4,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use bowline_arena::{Arena, Memory, SharedPages};
 use bowline_store::{
     ArenaRegion, BlockState, Completion, CreateOptions, DiskId, Durability, Event, Io, IoId, Lba,
-    Media, MediumError, Micros, Payload, PoolId, Provision, Refused, Store, StoreOptions, Ticket,
-    create,
+    Media, MediumError, Micros, Payload, PoolId, PoolState, Provision, Refused, Store,
+    StoreOptions, Ticket, create,
 };
 
 const BLOCK: usize = 4096;
@@ -403,4 +404,53 @@ fn states_of_a_terabyte_are_told_in_bounded_steps() {
     let last = ask(&mut world, blocks - 20);
     let last: Vec<_> = last.iter().map(|extent| (extent.blocks, extent.state)).collect();
     assert_eq!(last, [(10, BlockState::Hole), (10, BlockState::Zero)]);
+}
+
+/// Whether the store goes on as if everything were well.
+fn is_well(world: &World) -> bool {
+    world.store.status().state == PoolState::Healthy
+}
+
+#[test]
+fn a_write_cut_off_inside_its_admission_never_was_or_is_whole() {
+    let (mut kept, mut cut, mut last) = (0, 1, false);
+    while !last {
+        let mut world = World::new(60, 256 << 10);
+        world.write(0, 40, 1);
+        let before = world.store.admitted_through();
+        // Longer than a batch, and than what is left of the segment.
+        let data = vec![2; 150 * BLOCK];
+        world.memory.cut_after(Some(cut));
+        let World { store, disk, .. } = &mut world;
+        let write = || store.write(*disk, Lba(20), &mut Payload::Copied(&[&data])).unwrap();
+        last = catch_unwind(AssertUnwindSafe(write)).is_ok();
+        world = world.kill();
+        let admitted = world.store.admitted_through();
+        if admitted > before {
+            world.model.extend((20..170).map(|lba| (lba, 2)));
+            kept += 1;
+        }
+        assert!(is_well(&world) && (admitted > before || !last), "cut after {cut}");
+        // Whoever gets the pages that were given back writes to them, and dies before a batch is
+        // opened; then again, as soon as one is.
+        let mut free = Vec::new();
+        while let Some(mut page) = world.pages.borrow_mut().take(1) {
+            world.memory.slice_mut(&mut page).fill(0xff);
+            free.push(page);
+        }
+        world = world.kill();
+        assert!(is_well(&world), "{cut}: {:?}", world.store.status().state);
+        assert_eq!(world.store.admitted_through(), admitted);
+        world.write(500, 1, 3);
+        assert_eq!(
+            world.store.admitted_through().0,
+            admitted.0 + 1,
+            "the number is the next one's"
+        );
+        world = world.kill();
+        assert!(is_well(&world), "{cut}: {:?}", world.store.status().state);
+        world.check(512);
+        cut += 3;
+    }
+    assert!(cut > 200 && kept > 0, "{cut} stores, {kept} times whole");
 }

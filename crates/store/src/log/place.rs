@@ -53,7 +53,7 @@ impl Log {
             progress.checksum = progress.extend(entry.bytes);
             progress.entries += 1;
             let blocks = if entry.entry.kind.has_data() { entry.entry.blocks as u32 } else { 0 };
-            progress.data_blocks += blocks as u16;
+            progress.data_blocks = progress.data_blocks.saturating_add(blocks as u16);
             is_sound &= (0..blocks).all(|at| {
                 self.block_of(&batch, entry.data_block + at).is_some_and(|bytes| {
                     block_checksum(self.identity.salt, bytes) == entry.checksum(at)

@@ -3,6 +3,13 @@
 //! Its entries say that it continues, and nothing does: it was never admitted. It is left out, with
 //! its data: the pages are still those of whoever asked for it and may ask again, and its number is
 //! the next request's.
+//!
+//! Invariants:
+//! - All of it lies in the arena alone: a request is put into the log in one call, and batches are
+//!   submitted by others.
+//! - Which entries are left out follows from the heads of the batches, and these are held until the
+//!   batches are released or retracted. So a start that was cut off finds the same again, whatever
+//!   has become of the data's pages.
 
 use bowline_arena::{Memory, PAGE_BYTES};
 

@@ -413,6 +413,9 @@ impl<M: Media> Opening<M> {
         let end = filled.map(|one| one.found.number).max().unwrap_or(last);
         for Left { found, head, data } in left {
             if found.number <= last || found.number > end {
+                if found.number > end {
+                    log.staging.retract(&self.memory, found.number);
+                }
                 let mut pages = self.pages.borrow_mut();
                 pages.give(head);
                 data.into_iter().for_each(|span| pages.give(span));

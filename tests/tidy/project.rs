@@ -57,7 +57,18 @@ const CORE: &[(&str, &[&str])] = &[
     ("wire", &["thiserror", "zerocopy"]),
     ("store", &["bowline-arena", "thiserror", "twox-hash", "zerocopy"]),
     ("disk", &["bowline-arena", "bowline-store", "thiserror"]),
-    ("export", &["bowline-arena", "bowline-disk", "bowline-store", "bowline-wire", "thiserror"]),
+    (
+        "export",
+        &[
+            "bowline-arena",
+            "bowline-disk",
+            "bowline-store",
+            "bowline-wire",
+            "thiserror",
+            "xxhash-rust",
+            "zerocopy",
+        ],
+    ),
     ("sim", &["bowline-arena", "bowline-disk", "bowline-store", "thiserror", "xxhash-rust"]),
 ];
 

@@ -5,11 +5,11 @@ use bowline_store::{Refused, Seq, Ticket};
 use crate::event::Submitted;
 use crate::{Disks, Volume};
 
-/// Told of a request's last change before it is offered to the store, in the same turn and with
-/// nothing in between. If the process dies there, whether the store's order has reached the number
-/// says whether the request took effect.
+/// Told of a request's change before it is offered to the store, in the same turn and with nothing
+/// in between. If the process dies there, whether the store's order has reached the number says
+/// whether the request took effect: it is one change, whatever it consists of.
 pub trait Witness {
-    /// The change that completes the request is offered as this number.
+    /// The request's change is offered as this number.
     fn intends(&self, ticket: Ticket, seq: Seq);
 
     /// The store did not take it: the number is somebody else's.
@@ -41,7 +41,7 @@ impl<V: Volume> Disks<V> {
     }
 }
 
-/// Offers the change that completes a request to the store.
+/// Offers the change of a request to the store.
 pub(crate) fn offer<V: Volume>(
     witness: Option<&dyn Witness>,
     volume: &mut V,

@@ -1,16 +1,16 @@
 //! Taking over the sessions of a dead process, from their records.
 //!
 //! The caller has passed both fences: no instruction of the dead process runs, and no I/O of it
-//! lands any more. It has kept the sessions' pages ([`FoundSessions::keep`]), adopted the store, and
-//! holds the sockets.
+//! lands any more. It has kept the sessions' pages ([`FoundSessions::keep`]), adopted the store,
+//! and holds the sockets.
 //!
 //! What becomes of a request, by what its record and its session's streams say:
 //!
 //! | found | is |
 //! |---|---|
 //! | the stream has queued the end of its reply, or its session is gone or closing | over |
-//! | the stream does not count it as taken, the store has its number | answered when it is parsed again, not made again |
-//! | the stream does not count it as taken, the store has not | forgotten: it is parsed again |
+//! | not taken by the stream, the store has its number | parsed again, answered, not made again |
+//! | not taken by the stream, the store has not its number | forgotten: it is parsed again |
 //! | its payload is being received, or was and the store has not its number | received on, tried |
 //! | taken, the store has its number | answered as its disk's mode wants |
 //! | taken, the store has not its number | tried again; a read from where its chunks end |
@@ -273,6 +273,8 @@ impl NbdServer {
         let ids: Vec<Key> = self.sessions.iter().map(|(id, _)| id).collect();
         for &id in &ids {
             let Some(session) = self.sessions.get(id) else { continue };
+            // What is planned when the send is back is nothing that was at the kernel.
+            let (receiving, receive_number) = (session.receiving, session.receive_number);
             let (sending, number) = (session.sending, session.send_number);
             let operation = KernelOperation { session: SessionId(id), is_send: true, number };
             if sending {
@@ -282,10 +284,9 @@ impl NbdServer {
                 };
                 self.sent(disks, SessionId(id), result.unwrap_or(Err(IoStop::Cancelled)));
             }
-            let Some(session) = self.sessions.get(id) else { continue };
-            let number = session.receive_number;
+            let number = receive_number;
             let operation = KernelOperation { session: SessionId(id), is_send: false, number };
-            if session.receiving != Receiving::No {
+            if receiving != Receiving::No {
                 let result = results(operation);
                 self.received(disks, SessionId(id), result.unwrap_or(Err(IoStop::Cancelled)));
             }

@@ -88,6 +88,7 @@ impl NbdServer {
             is_known: true,
             is_taken: true,
             steps: found.last_cell(session.stream.queued),
+            step_stream: None,
             attempts,
             payload: Vec::new(),
         };
@@ -198,9 +199,9 @@ impl NbdServer {
     ) -> Result<(), RecordsError> {
         let wrong = |what: &str| damaged(format!("request {}: {what}", found.slot));
         let (header, arrival) = (found.record.header, found.record.arrival);
-        let begins = arrival + REQUEST_BYTES as u64;
+        let begins = arrival.saturating_add(REQUEST_BYTES as u64);
         let filled = session.position().checked_sub(begins).and_then(|it| u32::try_from(it).ok());
-        let ends = begins + u64::from(header.bytes);
+        let ends = begins.saturating_add(u64::from(header.bytes));
         let filled = filled.filter(|filled| *filled <= header.bytes);
         let filled = filled.filter(|_| ends == session.stream.consumed);
         let filled = filled.ok_or_else(|| wrong("its payload is elsewhere in the stream"))?;

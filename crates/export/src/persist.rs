@@ -18,8 +18,16 @@ impl NbdServer {
             session.copy = !session.copy;
             self.records.store(id.slot, session.copy, &session.record(id.generation));
         }
-        session.is_unpublished = false;
+        (session.is_unpublished, session.owes_stream) = (false, false);
         self.records.publish(id.slot, &session.stream());
+        if !session.concluded.is_empty() {
+            bowline_arena::fail_point!("export.reply.published");
+            let mut concluded = std::mem::take(&mut session.concluded);
+            concluded.drain(..).for_each(|key| self.release(key));
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.concluded = concluded;
+            }
+        }
     }
 
     /// The same, if anything has.
@@ -73,7 +81,17 @@ impl NbdServer {
     /// Says that what is queued next replies to so many sectors of a request, or is the end of it.
     pub(crate) fn step(&mut self, key: Key, sectors: u32) {
         let Some(request) = self.requests.get_mut(key) else { return };
-        let Some(session) = self.sessions.get(request.session) else { return };
+        let id = request.session;
+        let stream = Some(self.records.number(id.slot));
+        let is_second = std::mem::replace(&mut request.step_stream, stream) == stream;
+        if is_second {
+            // The word this one goes to holds what counts now.
+            self.publish(id);
+        }
+        let stream = Some(self.records.number(id.slot));
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let Some(session) = self.sessions.get(id) else { return };
+        request.step_stream = stream;
         request.steps += 1;
         // The first word of a change is its number.
         let cell = if let Kind::Read(_) = request.kind { request.steps } else { 1 };
@@ -81,24 +99,41 @@ impl NbdServer {
     }
 
     /// Replies to a request for good: what `reply` queues, the request's end and what of the stream
-    /// it used up become true together.
+    /// it used up become true together, now.
     pub(crate) fn conclude(&mut self, key: Key, reply: impl FnOnce(&mut NbdServer, Key)) {
-        let Some(request) = self.requests.get_mut(key) else { return };
-        let (id, is_taken) = (request.session, request.is_taken);
-        if let Some(session) = self.sessions.get_mut(id).filter(|one| !one.is_closing()) {
-            session.send.unreserve(std::mem::take(&mut request.reserved));
-            session.send.unreserve_replies(std::mem::take(&mut request.replies_reserved));
-            if is_taken {
-                self.step(key, DONE);
-            }
-            reply(self, id);
-            self.publish(id);
-            bowline_arena::fail_point!("export.reply.published");
-        }
-        self.finish(key);
+        let Some(id) = self.requests.get(key).map(|request| request.session) else { return };
+        self.conclude_soon(key, reply);
+        self.publish_news(id);
     }
 
-    /// The change that completes a request was offered to the store, which has not refused it.
+    /// The same, with the next stream of the session. Only for a request whose record names no
+    /// pages.
+    pub(crate) fn conclude_soon(&mut self, key: Key, reply: impl FnOnce(&mut NbdServer, Key)) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let (id, is_taken) = (request.session, request.is_taken);
+        let session = self.sessions.get_mut(id).filter(|one| !one.is_closing());
+        let Some(session) = session else { return self.finish(key) };
+        session.send.unreserve(std::mem::take(&mut request.reserved));
+        session.send.unreserve_replies(std::mem::take(&mut request.replies_reserved));
+        if is_taken {
+            self.step(key, DONE);
+        }
+        reply(self, id);
+        self.end_soon(key);
+    }
+
+    /// A request is over with the next stream of its session.
+    pub(crate) fn end_soon(&mut self, key: Key) {
+        let Some(id) = self.requests.get(key).map(|request| request.session) else { return };
+        self.let_go(key);
+        if let Some(session) = self.sessions.get_mut(id) {
+            (session.is_unpublished, session.owes_stream) = (true, true);
+            session.concluded.push(key);
+        }
+        self.touch(id);
+    }
+
+    /// The change of a request was offered to the store, which has not refused it.
     pub(crate) fn is_admitted(&self, key: Key) -> bool {
         self.table.borrow().intended(key.slot) != 0
     }

@@ -40,6 +40,16 @@ impl NbdServer {
         }
     }
 
+    /// Tells the arena what it does not know of a session, and of the next operations with it. One
+    /// on its way out is closed later: its place must not be another's before the loop knows.
+    pub(crate) fn plan_news(&mut self, id: Key) {
+        let Some(session) = self.sessions.get(id).filter(|one| one.is_unpublished) else { return };
+        match session.phase {
+            Phase::Handshake | Phase::Transmission if !session.ended => self.plan(id),
+            _ => self.publish(id),
+        }
+    }
+
     fn plan(&mut self, id: Key) {
         let Some(session) = self.sessions.get_mut(id) else { return };
         if session.ended

@@ -301,7 +301,6 @@ impl NbdServer {
             self.push_data(id, loan.into_iter().map(|loan| (loan, skip, bytes)));
             None
         };
-        self.publish(id);
         if let Some(Loan { span, lane }) = spent {
             self.give_read(id, span, lane);
         }
@@ -338,7 +337,7 @@ impl NbdServer {
         let session = self.sessions.get(id);
         let structured = session.and_then(|one| one.agreement).is_some_and(|it| it.structured);
         self.count_read(key);
-        self.conclude(key, |server, id| {
+        self.conclude_soon(key, |server, id| {
             if structured {
                 server.push(id, |out| reply::offset_data(out, cookie, true, offset, bytes));
             } else {
@@ -361,7 +360,7 @@ impl NbdServer {
         let failure = failure.map(|(error, at)| Failure::of(error, false, Some(at)));
         match failure {
             Some(failure) => {
-                self.conclude(key, |server, id| server.reply(id, cookie, Some(failure)));
+                self.conclude_soon(key, |server, id| server.reply(id, cookie, Some(failure)));
             }
             None => self.finish(key),
         }
@@ -372,7 +371,7 @@ impl NbdServer {
 
     fn read_succeeds(&mut self, key: Key) {
         self.count_read(key);
-        self.finish(key);
+        self.end_soon(key);
     }
 
     fn count_read(&mut self, key: Key) {

@@ -45,8 +45,9 @@ pub(crate) struct Request {
     /// It has a record, and the stream is beyond it.
     pub is_known: bool,
     pub is_taken: bool,
-    /// Steps published.
+    /// Steps published, and the number of the session's stream when the last of them was.
     pub steps: u32,
+    pub step_stream: Option<u32>,
     /// How often a process has died over it.
     pub attempts: u8,
     /// A long payload that may be needed again.

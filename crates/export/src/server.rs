@@ -179,7 +179,7 @@ impl NbdServer {
         self.wake(id);
         self.settle(disks);
         // What the kernel said of this operation is read by a successor as long as it is the last.
-        self.publish_news(id);
+        self.plan_news(id);
     }
 
     /// A send came back: with so many bytes, or not at all.
@@ -203,7 +203,10 @@ impl NbdServer {
                 for loan in &done {
                     found.reply_held_bytes -= u64::from(loan.span.bytes());
                 }
-                self.publish(id);
+                found.is_unpublished = true;
+                if !done.is_empty() {
+                    self.publish(id);
+                }
                 for loan in done.drain(..) {
                     self.budget.give(loan);
                     self.freed = true;
@@ -215,6 +218,7 @@ impl NbdServer {
         }
         self.wake(id);
         self.settle(disks);
+        self.plan_news(id);
     }
 
     /// Whether a ticket is one of a session's requests.
@@ -416,27 +420,43 @@ impl NbdServer {
 
     /// A request is over.
     pub(crate) fn finish(&mut self, key: Key) {
+        self.let_go(key);
+        self.release(key);
+    }
+
+    /// A request holds nothing any more but its record.
+    pub(crate) fn let_go(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let (id, lane) = (request.session, Lane::of(request.bytes));
+        let payload = std::mem::take(&mut request.payload);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.requests -= u32::from(std::mem::take(&mut request.is_started));
+            session.forget_kept(key);
+            if !session.is_closing() {
+                session.send.unreserve(std::mem::take(&mut request.reserved));
+                session.send.unreserve_replies(std::mem::take(&mut request.replies_reserved));
+            }
+        }
+        self.give_payload(lane, payload);
+        self.wake(id);
+    }
+
+    /// The record of a request that is over is another's.
+    pub(crate) fn release(&mut self, key: Key) {
         let Some(request) = self.requests.remove(key) else { return };
         if request.is_known {
             self.table.borrow_mut().free(key.slot);
         }
-        if let Some(session) = self.sessions.get_mut(request.session) {
-            session.requests -= u32::from(request.is_started);
-            session.forget_kept(key);
-            if !session.is_closing() {
-                session.send.unreserve(request.reserved);
-                session.send.unreserve_replies(request.replies_reserved);
+        // Some of those who waited have left.
+        while let Some(next) = self.recordless.pop_front() {
+            let waiting = self.sessions.get_mut(next);
+            let waiting = waiting.filter(|session| session.parked == Parked::Requests);
+            if let Some(session) = waiting {
+                session.parked = Parked::No;
+                self.wake(next);
+                break;
             }
         }
-        self.give_payload(Lane::of(request.bytes), request.payload);
-        if let Some(next) = self.recordless.pop_front()
-            && let Some(session) = self.sessions.get_mut(next)
-            && session.parked == Parked::Requests
-        {
-            session.parked = Parked::No;
-            self.wake(next);
-        }
-        self.wake(request.session);
     }
 
     /// The next request that was answered by an error because processes had died over it.

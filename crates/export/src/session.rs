@@ -198,6 +198,10 @@ pub(crate) struct Session {
     pub is_record_old: bool,
     /// Something has changed that the arena does not say.
     pub is_unpublished: bool,
+    /// A request was taken or answered since: the arena is told before the next one is looked at.
+    pub owes_stream: bool,
+    /// Requests whose replies are queued: their records go when the stream that says so is there.
+    pub concluded: Vec<Key>,
 }
 
 impl Session {
@@ -238,6 +242,8 @@ impl Session {
             copy: false,
             is_record_old: true,
             is_unpublished: true,
+            owes_stream: false,
+            concluded: Vec::new(),
         }
     }
 

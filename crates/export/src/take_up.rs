@@ -7,6 +7,7 @@ use bowline_wire::values::{command, command_flag};
 use bowline_wire::{Command, REQUEST_BYTES, RequestHeader};
 
 use crate::budget::Lane;
+use crate::interface::{Poison, SessionId};
 use crate::records::Executing;
 use crate::server::NbdServer;
 use crate::session::{Parked, TakeUp, Verdict};
@@ -61,6 +62,16 @@ impl NbdServer {
             },
         }
         true
+    }
+
+    /// A request is not tried again.
+    pub(crate) fn note_poison(&mut self, id: Key, header: &RequestHeader) {
+        let RequestHeader { kind, offset, bytes, .. } = *header;
+        self.counters.poisoned += 1;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.counters.poisoned += 1;
+        }
+        self.poison.push_back(Poison { session: SessionId(id), kind, offset, bytes });
     }
 
     /// Has the disk do again what a dead process had asked it for in vain.

@@ -5,9 +5,10 @@ use bowline_store::{BLOCK_BYTES, BlockState, DiskId, Seq};
 use bowline_wire::values::{self, STATE_HOLE, STATE_ZERO};
 use bowline_wire::{Command, Cookie, ErrorCode, Limits, REQUEST_BYTES, RequestHeader, reply};
 
+use crate::budget::Lane;
 use crate::failure::{Failure, failure_of, refusal_text};
 use crate::handshake::BLOCK_BYTES_MIN;
-use crate::interface::{CloseCause, Poison, SessionId};
+use crate::interface::CloseCause;
 use crate::records::{Executing, RequestState};
 use crate::request::{EXTENTS_MAX, Kind, REPLY_BYTES, Request, STATUS_BYTES, STATUS_PIECE};
 use crate::server::NbdServer;
@@ -36,6 +37,9 @@ impl NbdServer {
         let Some(bytes) = session.ring.peek::<REQUEST_BYTES>(self.budget.memory()) else {
             return false;
         };
+        if session.owes_stream {
+            self.publish(id);
+        }
         self.records.execute(Executing::Session(id.slot));
         let header = match RequestHeader::decode(&bytes) {
             Ok(header) => header,
@@ -44,6 +48,7 @@ impl NbdServer {
                 return false;
             }
         };
+        let Some(session) = self.sessions.get_mut(id) else { return false };
         session.after_long = header.payload_bytes() >= LONG_PAYLOAD_BYTES;
         let has_room = session.send.free() >= STATUS_BYTES && session.send.replies_free() > 0;
         if session.wants.len() >= WANTS_MAX || !has_room {
@@ -203,7 +208,7 @@ impl NbdServer {
     ) -> bool {
         let short_bytes = header.payload_bytes();
         match submitted {
-            Submitted::Done(result) => self.conclude(key, |server, id| {
+            Submitted::Done(result) => self.conclude_soon(key, |server, id| {
                 server.reply_plain(id, &header, result);
                 server.take_header(id, &header);
                 if let Some(session) = server.sessions.get_mut(id) {
@@ -222,8 +227,8 @@ impl NbdServer {
                 self.take_header(id, &header);
                 if let Some(session) = self.sessions.get_mut(id) {
                     session.consume(short_bytes);
+                    session.owes_stream = true;
                 }
-                self.publish(id);
             }
             Submitted::Busy => {
                 self.finish(key);
@@ -250,9 +255,15 @@ impl NbdServer {
         let Kind::Plain { writes } = request.kind else { panic!("{key:?} is no plain request") };
         assert!(request.outstanding == 1, "an answer to what was not asked");
         request.outstanding = 0;
-        let (cookie, offset, bytes) = (request.cookie, request.offset, request.bytes);
-        let failure = failure_of(result, writes, offset, bytes);
-        self.conclude(key, |server, id| server.reply(id, cookie, failure));
+        let (id, cookie, bytes) = (request.session, request.cookie, request.bytes);
+        let failure = failure_of(result, writes, request.offset, bytes);
+        let payload = std::mem::take(&mut request.payload);
+        self.conclude_soon(key, |server, id| server.reply(id, cookie, failure));
+        if !payload.is_empty() {
+            // The record names these pages until the stream has said that it is over.
+            self.publish_news(id);
+            self.give_payload(Lane::of(bytes), payload);
+        }
     }
 
     fn reply_plain(&mut self, id: Key, header: &RequestHeader, result: Result<(), IoError>) {
@@ -283,7 +294,9 @@ impl NbdServer {
             request.is_taken = true;
         }
         self.take_header(id, header);
-        self.publish(id);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.owes_stream = true;
+        }
     }
 
     /// Asks for the states of a request's range.
@@ -317,7 +330,7 @@ impl NbdServer {
             Ok(extents) => extents,
             Err(error) => {
                 let failure = Some(Failure::of(error, false, Some(offset)));
-                return self.conclude(key, |server, id| server.reply(id, cookie, failure));
+                return self.conclude_soon(key, |server, id| server.reply(id, cookie, failure));
             }
         };
         let mut left = bytes;
@@ -335,13 +348,13 @@ impl NbdServer {
             // "a server MAY always safely report a status of 0 for any block".
             described.push(reply::Extent { bytes, flags: 0 });
         }
-        self.conclude(key, |server, id| {
+        self.conclude_soon(key, |server, id| {
             server.push(id, |out| reply::block_status(out, cookie, &described));
         });
     }
 
-    /// Registers a request, with room for its reply; without room it is not started yet. None if the
-    /// session is gone.
+    /// Registers a request, with room for its reply; without room it is not started yet. None if
+    /// the session is gone.
     pub(crate) fn request(
         &mut self,
         id: Key,
@@ -369,6 +382,7 @@ impl NbdServer {
             is_known: false,
             is_taken: false,
             steps: 0,
+            step_stream: None,
             attempts: 0,
             payload: Vec::new(),
         };
@@ -414,16 +428,6 @@ impl NbdServer {
         self.answer_kind(id, header.cookie, matches!(command, Command::Read { .. }), failure);
         self.take_header(id, header);
         self.publish(id);
-    }
-
-    /// A request is not tried again.
-    pub(crate) fn note_poison(&mut self, id: Key, header: &RequestHeader) {
-        let RequestHeader { kind, offset, bytes, .. } = *header;
-        self.counters.poisoned += 1;
-        if let Some(session) = self.sessions.get_mut(id) {
-            session.counters.poisoned += 1;
-        }
-        self.poison.push_back(Poison { session: SessionId(id), kind, offset, bytes });
     }
 
     fn answer_kind(&mut self, id: Key, cookie: Cookie, is_read: bool, failure: Option<Failure>) {

@@ -194,8 +194,13 @@ impl NbdServer {
         request.outstanding = 1;
         match submitted {
             Submitted::Done(result) => {
+                let id = request.session;
                 self.plain_done(key, result);
-                self.give_payload(lane, left);
+                if !left.is_empty() {
+                    // The record names these pages until the stream has said that it is over.
+                    self.publish_news(id);
+                    self.give_payload(lane, left);
+                }
             }
             Submitted::Pending => {
                 self.set_state(key, RequestState::Pending);
@@ -224,7 +229,7 @@ impl NbdServer {
         self.conclude(key, |server, id| server.reply(id, cookie, Some(failure)));
     }
 
-    /// A request that was about to be carried out is not, for now.
+    /// A request that was about to be carried out is not: it is tried again.
     fn unstart(&mut self, key: Key) {
         let Some(request) = self.requests.get_mut(key) else { return };
         let reserved = std::mem::take(&mut request.reserved);

@@ -26,6 +26,11 @@
 //!   change is to get is published before the store is asked ([`Requests`] is the disks' witness);
 //!   where its reply begins is published before the stream that queues the reply; the record is
 //!   freed after that. What a successor makes of each state is told in module `adopt`.
+//! - **A stream may be late**: what was taken and answered becomes true with the session's next
+//!   stream. That is published before the session's next request has a record, before an operation
+//!   of the session goes to the kernel, before the next completion is taken, and before pages are
+//!   given back that a record names. So at most one request of a session lies ahead of its stream,
+//!   and replies that are queued together cost one stream.
 
 mod found;
 mod link;
@@ -216,7 +221,8 @@ impl Records {
     /// Makes a stream the state of a session.
     pub fn publish(&mut self, slot: u32, stream: &Stream) {
         let number = &mut self.numbers[slot as usize];
-        *number = number.wrapping_add(1).max(1);
+        // Behind the highest, which is odd, an even one follows; 0 says that there was none.
+        *number = number.checked_add(1).unwrap_or(2);
         let number = *number;
         let words = stream.words();
         let mark = u64::from(number) | u64::from(seal(u64::from(number), &words)) << 32;
@@ -226,6 +232,11 @@ impl Records {
         }
         self.memory.write(&mut self.span, at + 8, words.as_bytes());
         self.memory.publish(&mut self.span, at, mark);
+    }
+
+    /// The number of a session's last stream.
+    pub fn number(&self, slot: u32) -> u32 {
+        self.numbers[slot as usize]
     }
 
     /// Stores what changes seldom of a session. It counts when a stream names this copy.
@@ -240,6 +251,79 @@ impl Records {
         if self.executing != word {
             self.executing = word;
             self.memory.publish(&mut self.span, EXECUTING_AT, word);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use bowline_arena::Pages;
+    use bowline_wire::Negotiation;
+
+    use super::*;
+    use crate::interface::CloseCause;
+
+    fn stream(received: u64) -> Stream {
+        Stream {
+            received,
+            consumed: received,
+            ring_head: 0,
+            ring_used: 0,
+            queued: 0,
+            sent: 0,
+            send_head: 0,
+            send_used: 0,
+            replies: 0,
+            phase: StreamPhase::Handshake,
+            cause: CloseCause::Client,
+            ended: false,
+            after_long: false,
+            copy: false,
+            receiving: false,
+            sending: false,
+            receive_number: 0,
+            send_number: 0,
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_leaves_the_one_before_when_numbers_begin_anew_too() {
+        let memory = Rc::new(Memory::private(64 << 10));
+        let mut pages = Pages::whole(Rc::clone(&memory));
+        let span = pages.take(8).unwrap();
+        let part = span.part();
+        let shape = Shape::new(1, 1, memory.bytes_total());
+        let mut records = Region::format(&memory, span, shape).records;
+        let record = SessionRecord {
+            generation: 0,
+            buffers: 0,
+            negotiation: Negotiation::new().to_record(),
+            agreement: None,
+            attempts: 0,
+            attempts_at: 0,
+            carried: [0; 28],
+        };
+        records.store(0, false, &record);
+        for first in [0, u32::MAX - 3] {
+            records.numbers[0] = first;
+            for received in 1..8 {
+                records.publish(0, &stream(received));
+                for stores in 1..=2 {
+                    let number = records.numbers[0];
+                    memory.cut_after(Some(stores));
+                    let next = || records.publish(0, &stream(received + 1));
+                    assert!(catch_unwind(AssertUnwindSafe(next)).is_err());
+                    memory.cut_after(None);
+                    let later = Rc::new(memory.successor());
+                    let region = Pages::whole(Rc::clone(&later)).adopt(part).unwrap();
+                    let found = FoundSessions::read(&later, &region).unwrap();
+                    let whole = u64::from(stores == 2);
+                    assert_eq!(found.sessions[0].stream.received, received + whole);
+                    records.numbers[0] = number;
+                }
+            }
         }
     }
 }

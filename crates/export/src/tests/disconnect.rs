@@ -1,6 +1,6 @@
 use bowline_wire::values::command;
 
-use super::client::{opening, request};
+use super::client::{connect, opening, request};
 use super::rig::Rig;
 use crate::CloseCause;
 
@@ -77,4 +77,13 @@ fn replies_are_sent_after_the_client_ended_its_stream() {
     let incoming = std::mem::take(&mut rig.at(id).incoming);
     assert!(incoming.ends_with(&[&[0, 0, 0, 1][..], &[0; 4096]].concat()));
     assert_eq!(rig.at(id).closed, Some(CloseCause::Client));
+}
+
+#[test]
+fn the_place_of_a_session_is_not_anothers_before_the_loop_has_closed_it() {
+    let mut rig = Rig::roomy();
+    let id = connect(&mut rig, "one", true);
+    rig.server.received(&mut rig.disks, id, Ok(0));
+    let next = rig.server.accepted().unwrap();
+    assert_ne!(next.slot(), id.slot(), "it has not been told to close it");
 }

@@ -135,7 +135,7 @@ impl Client {
                 let (bytes, slot) = (got.len(), asked.slot);
                 assert!(
                     got == reads,
-                    "request {cookie} read {bytes} of {} bytes of slot {slot}, wrong from {wrong:?}",
+                    "request {cookie} read {bytes} of {} bytes, slot {slot}, wrong from {wrong:?}",
                     reads.len()
                 );
             }
@@ -186,10 +186,6 @@ impl Client {
             6..9 => (ask(command::READ, 0), Asked { reads: Some(old[range].to_vec()), ..quiet }),
             9 => (request(command::FLUSH, 0, self.cookie, 0, 0), quiet),
             10 => {
-                // A long run of zeroes that is not whole blocks would be three changes.
-                let bytes = bytes.min(131_072);
-                let range = at as usize..(at + bytes) as usize;
-                let ask = |kind, flags| request(kind, flags, self.cookie, offset, bytes as u32);
                 let mut after = old.clone();
                 after[range].fill(0);
                 let stream = ask(command::WRITE_ZEROES, fua | command_flag::NO_HOLE);

@@ -191,6 +191,27 @@ fn there_are_only_so_many_sessions() {
 }
 
 #[test]
+fn whoever_waits_for_a_record_is_served_though_one_before_it_has_left() {
+    let mut rig = Rig::new(900, Options { requests_max: 1, ..Options::default() });
+    rig.delay(5);
+    let ids: Vec<_> = (0..4).map(|_| connect(&mut rig, "one", false)).collect();
+    for id in &ids {
+        rig.send(*id, &[request(command::WRITE, 0, 1, 512, 512), vec![1; 512]].concat());
+    }
+    for _ in 0..2 {
+        rig.turn();
+    }
+    assert_eq!(rig.server.recordless.len(), 3, "one has the record");
+    rig.server.abort(ids[1].0, CloseCause::Stalled);
+    rig.settle();
+    assert_eq!(rig.at(ids[1]).closed, Some(CloseCause::Stalled));
+    for id in [ids[0], ids[2], ids[3]] {
+        let outcomes = parse(&rig.at(id).incoming, &BTreeMap::new());
+        assert!(outcomes[&1].done && outcomes[&1].error.is_none());
+    }
+}
+
+#[test]
 fn a_catalogue_longer_than_the_send_ring_is_listed() {
     let mut rig = Rig::roomy();
     let exported = (0..2000).map(|number| ExportedDisk {

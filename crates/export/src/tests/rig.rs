@@ -276,14 +276,8 @@ impl<V: Volume> Rig<V> {
         Some(result)
     }
 
-    /// The process dies. What is at the kernel is done in part or not at all. `revive` makes the
-    /// store that a successor finds; the successor goes on from the records, and dies itself after
-    /// so many stores, or of what the store does to it. Then the next one does.
-    pub fn die(
-        mut self,
-        mut revive: impl FnMut(V, &SharedPages) -> V,
-        mut cut: Option<u64>,
-    ) -> Result<Rig<V>, RecordsError> {
+    /// What is at the kernel is done in part or not at all.
+    fn end_operations(&mut self) {
         let ids: Vec<SessionId> = self.connections.keys().copied().collect();
         for id in ids {
             if self.random.below(2) == 0 {
@@ -293,6 +287,17 @@ impl<V: Volume> Rig<V> {
             let one = self.at(id);
             (one.awaiting, one.cancel, one.receive, one.send) = (false, false, None, None);
         }
+    }
+
+    /// The process dies. What is at the kernel is done in part or not at all. `revive` makes the
+    /// store that a successor finds; the successor goes on from the records, and dies itself after
+    /// so many stores, or of what the store does to it. Then the next one does.
+    pub fn die(
+        mut self,
+        mut revive: impl FnMut(V, &SharedPages) -> V,
+        mut cut: Option<u64>,
+    ) -> Result<Rig<V>, RecordsError> {
+        self.end_operations();
         let Rig { mut memory, results, broken, mut deaths, .. } = self;
         let mut volume = self.disks.into_store();
         loop {

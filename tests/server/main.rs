@@ -8,6 +8,7 @@ mod loss;
 mod many;
 mod readme;
 mod scrub;
+mod sessions;
 mod user;
 
 use std::time::Duration;

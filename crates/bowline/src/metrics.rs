@@ -107,6 +107,11 @@ fn server(page: &mut Page, status: &ServerStatus) {
     page.one(Gauge, "server_uptime_seconds", "Seconds since the server started.", uptime);
     let memory = status.memory_bytes;
     page.one(Gauge, "server_memory_bytes", "Memory of all processes.", memory);
+    let buffers = status.buffers;
+    page.one(Gauge, "server_buffers_bytes", "Buffers in the arena.", buffers.bytes);
+    page.one(Gauge, "server_buffers_used_bytes", "Those in use.", buffers.used_bytes);
+    let help = "Those that connections hold.";
+    page.one(Gauge, "server_buffers_connections_bytes", help, buffers.connections_bytes);
     let stall = status.stall_max_us as f64 / 1e6;
     page.head("server_stall_max_seconds", "gauge", "Longest stall of the data thread.");
     page.sample("server_stall_max_seconds", &[], stall);

@@ -18,7 +18,7 @@ pub use pool::{
     ScrubStatus, Space, Verdict,
 };
 pub use problem::{Condition, Kind, Problem};
-pub use server::{Export, Process, Processes, ServerStatus, Stopped, Takeover};
+pub use server::{Buffers, Export, Process, Processes, ServerStatus, Stopped, Takeover};
 
 use serde::{Deserialize, Serialize};
 

@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline_arena::{ArenaFile, OwnerLock, Ring};
+use bowline_arena::{ArenaFile, OwnerLock, Ring, SharedPages};
 use bowline_disk::{DiskEvent, Disks};
 use bowline_export::{Action, CloseCause, ExportedDisk, NbdServer, Options, SessionId};
 use bowline_media::Clock;
@@ -108,6 +108,7 @@ pub struct Data {
     pub(super) started: Instant,
     /// By the slots of sessions.
     open: Vec<Option<Connection>>,
+    pub(super) pages: SharedPages,
     clock: Clock,
     now: Micros,
     spin: Spin,
@@ -140,7 +141,7 @@ impl Data {
             ..Options::default()
         };
         let mut disks = Disks::new(store, pages.clone());
-        let nbd = NbdServer::new(pages, sessions, options);
+        let nbd = NbdServer::new(pages.clone(), sessions, options);
         nbd.watch(&mut disks);
         let mut data = Data {
             config,
@@ -158,6 +159,7 @@ impl Data {
             medium_name,
             started: Instant::now(),
             open: Vec::new(),
+            pages,
             now: opened.clock.now(),
             clock: opened.clock,
             spin: Spin::new(opened.tuning.spin),

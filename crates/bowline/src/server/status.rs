@@ -1,13 +1,14 @@
 //! How everything is, from the live store, disks and sessions.
 
+use bowline_arena::PAGE_BYTES;
 use bowline_disk::{Latencies, Usage};
 use bowline_export::Counters;
 use bowline_store::{Disk, DiskId, Durability, PoolState as StoreState, Provision};
 
 use super::data::Data;
 use crate::control::api::{
-    self, Allocation, Condition, DiskCounters, DiskStatus, Export, Latency, Loss, PoolCounters,
-    PoolState, PoolStatus, Process, Processes, ServerStatus, Space, Takeover,
+    self, Allocation, Buffers, Condition, DiskCounters, DiskStatus, Export, Latency, Loss,
+    PoolCounters, PoolState, PoolStatus, Process, Processes, ServerStatus, Space, Takeover,
 };
 use crate::size::Size;
 
@@ -43,10 +44,21 @@ impl Data {
                 })
                 .collect(),
             memory_bytes: resident_bytes(),
+            buffers: self.buffers(),
             stall_max_us: self.turns.longest_us,
             turns: self.turns.count,
             pool,
             disks,
+        }
+    }
+
+    fn buffers(&self) -> Buffers {
+        let pages = self.pages.borrow();
+        let bytes = |pages: u32| u64::from(pages) * u64::from(PAGE_BYTES);
+        Buffers {
+            bytes: bytes(pages.count()),
+            used_bytes: bytes(pages.count() - pages.free()),
+            connections_bytes: self.nbd.held_bytes(),
         }
     }
 

@@ -31,6 +31,17 @@ pub struct Takeover {
     pub reason: String,
 }
 
+/// Buffers in the arena: data on its way between clients and the medium.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffers {
+    /// All there are.
+    pub bytes: u64,
+    /// Those in use, for whatever.
+    pub used_bytes: u64,
+    /// Those of them that connections hold.
+    pub connections_bytes: u64,
+}
+
 /// A place where clients connect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
@@ -67,6 +78,9 @@ pub struct ServerStatus {
     pub exports: Vec<Export>,
     /// Memory of all its processes.
     pub memory_bytes: u64,
+    /// The buffers in its arena.
+    #[serde(default)]
+    pub buffers: Buffers,
     /// The longest time the data thread did not look around, since the start.
     pub stall_max_us: u64,
     /// How often the data thread looked around, since the start; it does not while nothing is to

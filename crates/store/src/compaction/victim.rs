@@ -40,9 +40,12 @@ impl<M: Media> Store<M> {
     /// each slot anew.
     pub(super) fn is_checkpoint_worth_it(&self) -> bool {
         let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+        if pending == 0 {
+            return false;
+        }
         let (needed, wanted) = (self.slots_to_write(), self.slots_wanted());
         let slack = wanted - needed;
-        pending > 0 && free < wanted && (pending * 4 > slack || free * 2 < needed + wanted)
+        free < wanted && (pending * 4 > slack || free * 2 < needed + wanted)
     }
 
     /// The closed slot with the least alive in it, and how many blocks that takes elsewhere; not

@@ -268,6 +268,44 @@ impl<V: Volume> Disks<V> {
         self.enqueue(disk, ticket, &area, work, bytes, fua)
     }
 
+    /// Writes bytes that lie in their place among whole blocks: the spans cover the blocks around
+    /// them, as those of a read do. They are taken unless the result is an error or busy.
+    ///
+    /// # Panics
+    /// If the spans are not as large as the blocks.
+    pub fn write_in_place(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskId,
+        (offset, bytes): (u64, u64),
+        spans: &mut Vec<Span>,
+        fua: bool,
+    ) -> Submitted {
+        let whole: u64 = spans.iter().map(|span| u64::from(span.bytes())).sum();
+        let area = match self.check(disk, offset, bytes, Access::Write) {
+            Ok(area) => area,
+            Err(error) => return Submitted::Done(Err(error)),
+        };
+        assert_eq!(whole, area.blocks * BLOCK_BYTES, "the spans hold the blocks");
+        if area.is_whole() {
+            let mut payload = Payload::Owned(std::mem::take(spans));
+            let submitted = self.write(ticket, disk, offset, &mut payload, fua);
+            if let Payload::Owned(left) = payload {
+                *spans = left;
+            }
+            return submitted;
+        }
+        let submitted = match self.stage_in_place(&area, bytes, spans) {
+            Ok(staged) => {
+                let work = Work::write(&area, staged);
+                self.enqueue(disk, ticket, &area, work, bytes, fua)
+            }
+            Err(shortage) => self.short(shortage),
+        };
+        self.uses.submitted(ticket, (disk, Kind::Write), self.now, &submitted);
+        submitted
+    }
+
     /// Makes bytes read as zeros. Whole blocks keep their reservation if `keep_allocated`, and
     /// become holes otherwise; parts of blocks are written.
     pub fn zero(

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use bowline_arena::{PAGE_BYTES, Span};
-use bowline_store::{BLOCK_BYTES, Change, Lba, Payload};
+use bowline_store::{BLOCK_BYTES, Change, Lba, Payload, pages_for_admission};
 
 use crate::area::{Area, Edge};
 use crate::operation::{Merge, clear_around, put};
@@ -104,12 +104,26 @@ impl<V: Volume> Disks<V> {
         Ok(staged)
     }
 
+    /// The spans of a payload that lies in its place among whole blocks, with zeros around it.
+    pub(crate) fn stage_in_place(
+        &mut self,
+        area: &Area,
+        bytes: u64,
+        spans: &mut Vec<Span>,
+    ) -> Result<Staged, Shortage> {
+        let old = self.take(area, 0)?.old;
+        let mut blocks = std::mem::take(spans);
+        clear_around(&self.memory, &mut blocks, area.head_bytes, bytes);
+        Ok(Staged { blocks, old })
+    }
+
     /// So many blocks, and those for the old bytes at the edges of the area, each its own span.
     fn take(&mut self, area: &Area, blocks: u64) -> Result<Staged, Shortage> {
         let edges: Vec<Edge> = area.edges().collect();
         let pages = u32::try_from(blocks + edges.len() as u64).unwrap_or(u32::MAX);
         let run_pages_max = if blocks == edges.len() as u64 { 1 } else { pages };
         let mut free = self.pages.borrow_mut();
+        let pages = pages.saturating_add(pages_for_admission(free.count()));
         if pages > free.free() {
             return Err(Shortage { pages });
         }

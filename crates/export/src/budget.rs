@@ -20,7 +20,8 @@
 //!   long one, since nobody behind it is served before it, and long ones never stand before small
 //!   ones, since they queue in another lane.
 //! - The disk never waits for exports: they leave it all pages beyond the sum of the lanes, and a
-//!   payload it has taken counts no more.
+//!   payload it has taken counts no more. The last pages are left to the store: with them it admits
+//!   any write whose bytes lie in pages already, so a payload is not copied to be written.
 //! - What is left is a client that stops sending or reading. When others wait, such a session is
 //!   closed after [`Options::stall_us`](crate::Options::stall_us).
 
@@ -28,6 +29,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bowline_arena::{Memory, PAGE_BYTES, Span};
+use bowline_store::pages_for_admission;
 
 use crate::SharedPages;
 use crate::slab::Key;
@@ -114,7 +116,9 @@ impl Budget {
     fn admits(&self, lane: Lane, pages: u32) -> Option<()> {
         let state = &self.lanes[lane as usize];
         let bytes = u64::from(pages) * u64::from(PAGE_BYTES);
-        (state.held_bytes + bytes <= state.bytes_max).then_some(())
+        let free = self.pages.borrow();
+        let leaves_enough = free.free() >= pages + pages_for_admission(free.count());
+        (leaves_enough && state.held_bytes + bytes <= state.bytes_max).then_some(())
     }
 
     /// Pages that a dead process held for a session count as lent again.

@@ -14,6 +14,7 @@ use crate::session::{
     Want,
 };
 use crate::slab::Key;
+use crate::write::place_of;
 
 /// What became of the first want of a session.
 pub(crate) enum Grant {
@@ -240,7 +241,8 @@ impl NbdServer {
         if !self.may_take(lane, turn) {
             return Grant::Waits(lane);
         }
-        let Some(spans) = self.budget.take(lane, bytes) else { return Grant::Waits(lane) };
+        let before = if let Want::Payload { header, .. } = want { place_of(&header) } else { 0 };
+        let Some(spans) = self.budget.take(lane, before + bytes) else { return Grant::Waits(lane) };
         if let Some(session) = self.sessions.get_mut(id) {
             session.wants.pop_front();
         }

@@ -13,6 +13,7 @@ use crate::receive::ReceiveRing;
 use crate::records::{SessionRecord, Stream, StreamPhase};
 use crate::send::{PARTS_MAX, SendQueue};
 use crate::slab::Key;
+use crate::write::place_of;
 
 /// Bytes of the receive ring: the longest payload that is received into it, its header, and room
 /// to receive on.
@@ -90,8 +91,9 @@ pub(crate) struct Incoming {
 impl Incoming {
     /// Where the next bytes of the payload go, how many those are, and whether they are all.
     pub fn parts(&self) -> (Vec<Part>, u32, bool) {
-        let (mut parts, mut skip, mut payload_bytes) = (Vec::new(), self.filled, 0);
-        let mut left = self.header.bytes;
+        let before = place_of(&self.header);
+        let (mut parts, mut skip, mut payload_bytes) = (Vec::new(), before + self.filled, 0);
+        let mut left = before + self.header.bytes;
         for span in &self.spans {
             let bytes = span.bytes().min(left);
             left -= bytes;

@@ -86,8 +86,9 @@ impl NbdServer {
         let here = session.ring.used() - REQUEST_BYTES as u32;
         let count = here.min(header.bytes);
         let [first, second] = session.ring.slices(memory, REQUEST_BYTES as u32, count);
-        put(memory, &mut spans, 0, first);
-        put(memory, &mut spans, first.len(), second);
+        let at = place_of(&header) as usize;
+        put(memory, &mut spans, at, first);
+        put(memory, &mut spans, at + first.len(), second);
         session.counters.copied_bytes += u64::from(count);
         self.counters.copied_bytes += u64::from(count);
         let owner = Owner::Request(key.slot, u32::from(key.generation as u16));
@@ -156,31 +157,11 @@ impl NbdServer {
     ) -> (Submitted, Vec<Span>) {
         let (ticket, disk) = (self.ticket(key, 0), self.disk_of(key));
         let lent: u32 = spans.iter().map(Span::bytes).sum();
-        let whole = header.offset.is_multiple_of(BLOCK_BYTES)
-            && u64::from(header.bytes).is_multiple_of(BLOCK_BYTES);
-        let (submitted, left) = if whole {
-            let mut payload = Payload::Owned(spans);
-            let submitted = disks.write(ticket, disk, header.offset, &mut payload, fua);
-            let Payload::Owned(left) = payload else { unreachable!("a payload changed its kind") };
-            (submitted, left)
-        } else {
-            let memory = self.budget.memory();
-            let mut left = header.bytes as usize;
-            let slices: Vec<&[u8]> = spans
-                .iter()
-                .map(|span| {
-                    let slice = memory.slice(span);
-                    let count = left.min(slice.len());
-                    left -= count;
-                    &slice[..count]
-                })
-                .collect();
-            let mut payload = Payload::Copied(&slices);
-            (disks.write(ticket, disk, header.offset, &mut payload, fua), spans)
-        };
+        let (mut left, range) = (spans, (header.offset, u64::from(header.bytes)));
+        let submitted = disks.write_in_place(ticket, disk, range, &mut left, fua);
         let id = self.requests.get(key).map(|request| request.session);
         if let Some(id) = id {
-            self.count_write(id, &submitted, u64::from(header.bytes), whole);
+            self.count_write(id, &submitted, u64::from(header.bytes), true);
         }
         let kept: u32 = left.iter().map(Span::bytes).sum();
         self.budget.taken(Lane::of(header.bytes), lent - kept);
@@ -255,6 +236,11 @@ impl NbdServer {
             }
         }
     }
+}
+
+/// Where in its spans a long payload begins: where it will in the blocks of its disk.
+pub(crate) fn place_of(header: &RequestHeader) -> u32 {
+    (header.offset % BLOCK_BYTES) as u32
 }
 
 /// Copies bytes to `at` in spans that follow each other.

@@ -17,6 +17,17 @@ pub enum Payload<'a> {
     Owned(Vec<Span>),
 }
 
+/// Pages, of so many, that whoever else uses them leaves free: with these the store admits a write
+/// whose bytes lie in pages already, however long. So those who hold such bytes never wait for each
+/// other.
+#[must_use]
+pub fn pages_for_admission(pages: u32) -> u32 {
+    ADMISSION_PAGES_MAX.min(pages / 16)
+}
+
+/// What the longest write of a client takes beside its bytes.
+pub(crate) const ADMISSION_PAGES_MAX: u32 = 320;
+
 /// A change of a range of blocks, to be made alone or with others at once.
 #[derive(Debug)]
 pub enum Change {

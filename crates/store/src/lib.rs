@@ -34,7 +34,7 @@ pub mod tables;
 
 pub use api::{
     BlockState, Change, Disk, Durability, Event, Extent, LossLimits, Payload, Provision, ReadError,
-    Refused, StoreError, Ticket,
+    Refused, StoreError, Ticket, pages_for_admission,
 };
 pub use check::{
     CheckOptions, CheckProgress, CheckReport, CheckVerdict, CheckedDisk, Finding, Loss, RepairStep,

@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use bowline_arena::{Memory, PAGE_BYTES, Part, SharedPages, Span};
 
+use crate::api::ADMISSION_PAGES_MAX;
 use crate::format::{
     BATCH_DATA_BLOCKS_MAX, BatchHead, ENTRY_AREA_BYTES, EntryKind, Position, SegmentHeader,
     SegmentKind, entry_bytes, seal_batch,
@@ -160,6 +161,11 @@ impl Log {
 
     fn memory(&self) -> Rc<Memory> {
         self.memory.clone()
+    }
+
+    /// Blocks of all batches that are not released.
+    pub(crate) fn held_blocks(&self) -> u64 {
+        self.retained_blocks + self.open().map_or(0, |batch| u64::from(batch.blocks()))
     }
 
     /// Whether nothing has been put into a batch that is still open.
@@ -433,7 +439,9 @@ impl Log {
 
     /// Pages a payload of `blocks` blocks may need beyond itself: heads of batches, headers of
     /// segments, and the chunk that is not used up.
-    pub(crate) fn overhead_pages(blocks: u32) -> u32 {
+    pub(crate) const fn overhead_pages(blocks: u32) -> u32 {
         2 * (blocks / 64 + 3) + CHUNK_PAGES
     }
 }
+
+const _: () = assert!(Log::overhead_pages((32 << 20) / PAGE_BYTES + 2) <= ADMISSION_PAGES_MAX);

@@ -34,7 +34,7 @@ const DELTA_BYTES: u64 = 32 << 20;
 /// The longest request a client can make.
 const REQUEST_BYTES_MAX: u64 = 32 << 20;
 /// The longest request and the store's own buffers need so much, however little is asked for.
-const BUFFER_BYTES_MIN: u64 = 44 << 20;
+const BUFFER_BYTES_MIN: u64 = 46 << 20;
 /// The least memory a server can be given.
 const MEMORY_BYTES_MIN: u64 = 96 << 20;
 /// How long a dying owner may take, and again its I/O.

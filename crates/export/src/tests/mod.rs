@@ -9,6 +9,7 @@ mod memory;
 mod requests;
 mod rig;
 mod rings;
+mod room;
 mod store;
 mod volume;
 

@@ -20,11 +20,11 @@ use crate::{ExportedDisk, Options};
 
 const POOL_BYTES: usize = 192 << 20;
 
-struct VecMedia {
-    memory: Rc<Memory>,
+pub struct VecMedia {
+    pub memory: Rc<Memory>,
     /// Survives whoever uses it.
-    bytes: Rc<RefCell<Vec<u8>>>,
-    done: VecDeque<Completion>,
+    pub bytes: Rc<RefCell<Vec<u8>>>,
+    pub done: VecDeque<Completion>,
 }
 
 impl Media for VecMedia {

@@ -195,12 +195,20 @@ impl<M: Media> Store<M> {
             self.checkpoint_wanted = true;
             return self.busy();
         }
-        let pages = copied + Log::overhead_pages(blocks);
         let batches = u64::from(blocks / 32 + 2);
-        // An eighth of the pages stays for reads: they go on whatever stops the log.
-        let pages = pages + self.log.pages.borrow().count() / 8;
-        if self.log.pages.borrow().free() < pages {
-            self.pages_wanted = pages;
+        let overhead = Log::overhead_pages(blocks);
+        let (free, count) = {
+            let pages = self.log.pages.borrow();
+            (pages.free(), pages.count())
+        };
+        // The log holds seven eighths of the pages at most: reads go on whatever stops it. It is
+        // what it holds that counts, and not what is free: that may be in the hands of others who
+        // wait for this very write.
+        let held = self.log.held_blocks();
+        let is_too_much = held > 0
+            && held + u64::from(blocks) + u64::from(overhead) > u64::from(count - count / 8);
+        if free < copied + overhead || is_too_much {
+            self.pages_wanted = copied + overhead;
             return self.busy();
         }
         if !self.log.has_descriptors(batches) {

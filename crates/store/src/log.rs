@@ -163,11 +163,6 @@ impl Log {
         self.memory.clone()
     }
 
-    /// Blocks of all batches that are not released.
-    pub(crate) fn held_blocks(&self) -> u64 {
-        self.retained_blocks + self.open().map_or(0, |batch| u64::from(batch.blocks()))
-    }
-
     /// Whether nothing has been put into a batch that is still open.
     pub(crate) fn open_is_empty(&self) -> bool {
         self.open().is_none_or(|batch| batch.progress.entries == 0)

@@ -53,9 +53,9 @@ impl Generation {
         self.ordinal = 0;
     }
 
-    /// Whether `blocks` more changes fit.
-    pub(crate) fn has_room(&self, blocks: usize) -> bool {
-        self.deltas.len() + blocks <= self.deltas.capacity() && !self.ranges.is_full()
+    /// Whether so many more changes of blocks, and ranges, fit.
+    pub(crate) fn has_room(&self, blocks: usize, ranges: usize) -> bool {
+        self.deltas.len() + blocks <= self.deltas.capacity() && self.ranges.has_room(ranges)
     }
 }
 

@@ -74,7 +74,7 @@ impl<M: Media> Store<M> {
     /// Blocks are lost from now on. That becomes a fact with the next checkpoint.
     fn give_up_blocks(&mut self, lineage: LineageId, lba: Lba, blocks: u64) {
         for lba in (lba.0..lba.0 + blocks).map(Lba) {
-            if !self.map.active.has_room(1) {
+            if !self.map.active.has_room(1, 1) {
                 self.map.enlarge();
             }
             let active = &mut self.map.active;

@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use bowline_arena::{Arena, Memory, SharedPages};
 use bowline_store::{
-    ArenaRegion, BlockState, Completion, CreateOptions, DiskId, Durability, Event, Io, IoId, Lba,
-    Media, MediumError, Micros, Payload, PoolId, PoolState, Provision, Refused, Store,
+    ArenaRegion, BlockState, Change, Completion, CreateOptions, DiskId, Durability, Event, Io,
+    IoId, Lba, Media, MediumError, Micros, Payload, PoolId, PoolState, Provision, Refused, Store,
     StoreOptions, Ticket, create,
 };
 
@@ -453,4 +453,21 @@ fn a_write_cut_off_inside_its_admission_never_was_or_is_whole() {
         cut += 3;
     }
     assert!(cut > 200 && kept > 0, "{cut} stores, {kept} times whole");
+}
+
+/// Changes that are made as one find room for all their ranges, or none is made.
+#[test]
+fn ranges_changed_as_one_have_room_for_all() {
+    let mut world = World::new(800, 128 << 10);
+    let made = world.store.create_disk("huge", 1 << 40, Durability::Strict, Provision::Thin);
+    let huge = made.unwrap();
+    for at in 0..4094 {
+        world.store.discard(huge, Lba(at * 1000), 100).unwrap();
+    }
+    let far = 100_000_000;
+    let zero = |at: u64| Change::Zero { lba: Lba(far + at * 1000), blocks: 100 };
+    let changed = world.store.change(huge, &mut [zero(0), zero(1), zero(2)]);
+    assert_eq!(changed, Err(Refused::Busy));
+    world.poll();
+    world.store.change(huge, &mut [zero(0), zero(1), zero(2)]).unwrap();
 }

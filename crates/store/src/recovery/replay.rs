@@ -93,7 +93,7 @@ impl Replay {
         }
         for one in std::mem::take(&mut self.held) {
             // Records change the map too: a disk that goes leaves a hole behind.
-            if !known.map.active.has_room(one.entry.blocks.min(512) as usize) {
+            if !known.map.active.has_room(one.entry.blocks.min(512) as usize, 1) {
                 known.map.enlarge();
             }
             if one.entry.kind == EntryKind::Record {

@@ -41,7 +41,9 @@ impl<M: Media> Store<M> {
         assert!(bytes > 0 && bytes.is_multiple_of(PAGE_BYTES as usize), "whole blocks");
         let blocks = (bytes as u64 / BLOCK_BYTES) as u32;
         let copied = if matches!(payload, Payload::Copied(_)) { blocks } else { 0 };
-        self.admit(Class::Data, blocks, copied, blocks as usize)?;
+        let leaves = leaves_of_run(u64::from(blocks));
+        let need = Need { blocks, copied, changes: blocks as usize, ranges: 0, leaves };
+        self.admit(Class::Data, &need)?;
         let mut source = match payload {
             Payload::Copied(slices) => Source::Copied(Gather::new(slices)),
             Payload::Owned(spans) => Source::Owned(std::mem::take(spans).into()),
@@ -86,19 +88,24 @@ impl<M: Media> Store<M> {
     /// If the disk does not exist, there is no change, or a range is empty.
     pub fn change(&mut self, disk: DiskId, changes: &mut [Change]) -> Result<Seq, Refused> {
         let lineage = self.lineage_of(disk);
-        let (mut data, mut all) = (0, 0);
+        let (mut data, mut need) = (0, Need::default());
         for change in changes.iter() {
-            let (blocks, is_data) = match change {
-                Change::Write { spans, .. } => (blocks_of(spans), true),
-                Change::Zero { blocks, .. } | Change::Discard { blocks, .. } => (*blocks, false),
-            };
-            assert!(blocks > 0, "an empty range");
-            data += if is_data { blocks } else { 0 };
-            all += if is_data { blocks } else { blocks.min(SMALL_RANGE_BLOCKS) };
+            match change {
+                Change::Write { spans, .. } => {
+                    let blocks = blocks_of(spans);
+                    assert!(blocks > 0, "an empty range");
+                    data += blocks;
+                    need.changes += blocks as usize;
+                    need.leaves += leaves_of_run(blocks);
+                }
+                Change::Zero { blocks, .. } | Change::Discard { blocks, .. } => {
+                    need.add_range(*blocks);
+                }
+            }
         }
         // Each may begin a batch of its own.
-        let blocks = data as u32 + 2 * changes.len() as u32;
-        self.admit(Class::Data, blocks, 0, all as usize)?;
+        need.blocks = data as u32 + 2 * changes.len() as u32;
+        self.admit(Class::Data, &need)?;
         let seq = self.next_seq();
         let last = changes.len() - 1;
         for (at, change) in changes.iter_mut().enumerate() {
@@ -127,9 +134,10 @@ impl<M: Media> Store<M> {
         lba: Lba,
         blocks: u64,
     ) -> Result<Seq, Refused> {
-        assert!(blocks > 0, "an empty range");
         let lineage = self.lineage_of(disk);
-        self.admit(Class::Range, 0, 0, blocks.min(SMALL_RANGE_BLOCKS) as usize)?;
+        let mut need = Need::default();
+        need.add_range(blocks);
+        self.admit(Class::Range, &need)?;
         let seq = self.next_seq();
         let request = Request { kind, lineage, lba, blocks, seq, goes_on: false };
         self.put(request, &mut Source::Nothing);
@@ -142,7 +150,10 @@ impl<M: Media> Store<M> {
             Record::Moved(_) | Record::Grown { .. } => Class::Relief,
             _ => Class::Range,
         };
-        self.admit(class, 1, 1, 0)?;
+        // A disk that shrinks or goes makes a range of its blocks.
+        let need =
+            Need { blocks: 1, copied: 1, changes: 0, ranges: 1, leaves: LEAVES_OF_RANGE_MAX };
+        self.admit(class, &need)?;
         let has_grown = |disk: &Disk| {
             self.catalogue.disks.get(&disk.id).is_some_and(|old| old.bytes < disk.bytes)
         };
@@ -175,14 +186,9 @@ impl<M: Media> Store<M> {
             .lineage
     }
 
-    /// Makes sure that nothing can stop a request of `blocks` data blocks half-way.
-    fn admit(
-        &mut self,
-        class: Class,
-        blocks: u32,
-        copied: u32,
-        changes: usize,
-    ) -> Result<(), Refused> {
+    /// Makes sure that nothing can stop a request half-way.
+    fn admit(&mut self, class: Class, need: &Need) -> Result<(), Refused> {
+        let Need { blocks, copied, changes, ranges, leaves } = *need;
         if let Some(cause) = self.state.refuses_writes() {
             return Err(Refused::Stopped(cause));
         }
@@ -191,7 +197,7 @@ impl<M: Media> Store<M> {
             self.counters.busy += 1;
             return Err(Refused::Busy);
         }
-        if !self.map.active.has_room(changes) {
+        if !self.map.active.has_room(changes, ranges) {
             self.checkpoint_wanted = true;
             return self.busy();
         }
@@ -201,30 +207,29 @@ impl<M: Media> Store<M> {
             let pages = self.log.pages.borrow();
             (pages.free(), pages.count())
         };
-        // The log holds seven eighths of the pages at most: reads go on whatever stops it. It is
-        // what it holds that counts, and not what is free: that may be in the hands of others who
-        // wait for this very write.
-        let held = self.log.held_blocks();
-        let is_too_much = held > 0
-            && held + u64::from(blocks) + u64::from(overhead) > u64::from(count - count / 8);
-        if free < copied + overhead || is_too_much {
-            self.pages_wanted = copied + overhead;
+        // Some pages stay for reads: they go on whatever stops the log. But a payload that lies in
+        // pages already is let in by a log that holds none: those that are missing may be in the
+        // hands of others who wait behind it.
+        let for_reads = (count / 8).min(READ_PAGES_MAX);
+        let is_last_way = copied == 0 && self.log.batches.is_empty();
+        let pages = copied + overhead + if is_last_way { 0 } else { for_reads };
+        if free < pages {
+            self.pages_wanted = pages;
             return self.busy();
         }
         if !self.log.has_descriptors(batches) {
             return self.busy();
         }
-        self.admit_space(class, blocks)
+        self.admit_space(class, blocks, leaves)
     }
 
-    fn admit_space(&mut self, class: Class, blocks: u32) -> Result<(), Refused> {
+    fn admit_space(&mut self, class: Class, blocks: u32, leaves: u64) -> Result<(), Refused> {
         let room = u64::from(self.segments.slot_blocks() - 2);
         // Data, a head for each batch of it, and what is lost at the end of segments.
         let need = u64::from(blocks) + u64::from(blocks) / 16 + 2;
         let left = u64::from(self.log.blocks_unused());
         let lost = u64::from(class == Class::Data);
         let slots = if need <= left { 0 } else { (need.div_ceil(room) + lost) as usize };
-        let leaves = u64::from(blocks) / FANOUT + 2;
         let needed = match class {
             Class::Relief if slots == 0 => 0,
             Class::Relief => slots + 1,
@@ -368,6 +373,45 @@ enum Class {
     Range,
     /// What brings slots: records of compaction, and of a pool that has grown.
     Relief,
+}
+
+/// What a request takes, at most.
+#[derive(Debug, Clone, Copy, Default)]
+struct Need {
+    /// Data blocks in the log.
+    blocks: u32,
+    /// Of these, pages that the log has to take for them.
+    copied: u32,
+    /// Blocks noted one by one, and ranges.
+    changes: usize,
+    ranges: usize,
+    /// Leaves of the map that a fold will make anew because of it.
+    leaves: u64,
+}
+
+/// Pages that stay for reads, of many; an eighth of few.
+const READ_PAGES_MAX: u32 = 512;
+
+/// A range changes the leaves at its ends, and those of an older one it cuts in two.
+const LEAVES_OF_RANGE_MAX: u64 = 4;
+
+impl Need {
+    /// A run of zeros or holes is noted block by block, or as a range.
+    fn add_range(&mut self, blocks: u64) {
+        assert!(blocks > 0, "an empty range");
+        if blocks > SMALL_RANGE_BLOCKS {
+            self.ranges += 1;
+            self.leaves += LEAVES_OF_RANGE_MAX;
+        } else {
+            self.changes += blocks as usize;
+            self.leaves += leaves_of_run(blocks);
+        }
+    }
+}
+
+/// Leaves that so many blocks side by side touch, at most.
+fn leaves_of_run(blocks: u64) -> u64 {
+    blocks / FANOUT + 2
 }
 
 /// What goes into the log as one entry, or as several where one does not do.

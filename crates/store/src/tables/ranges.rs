@@ -69,7 +69,13 @@ impl Ranges {
     /// splits.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.ranges.len() + 2 > self.capacity
+        !self.has_room(1)
+    }
+
+    /// Whether so many more fit, each of which may cut an older one in two.
+    #[must_use]
+    pub fn has_room(&self, ranges: usize) -> bool {
+        self.ranges.len() + 2 * ranges <= self.capacity
     }
 
     /// Notes that `blocks` blocks from `lba` became `state`, over whatever was noted before.

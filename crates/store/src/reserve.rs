@@ -24,7 +24,8 @@
 //! Invariants:
 //! - Checkpoints always end: whoever lets R grow (an entry makes changes) or F shrink has looked at
 //!   the table first, with all leaves it may change: a range counts four, its own ends and those of
-//!   an older one that it cuts in two. A checkpoint moves slots from F to pages and leaves as much less in R.
+//!   an older one that it cuts in two. A checkpoint moves slots from F to pages and leaves as much
+//!   less in R.
 //! - A slot is emptied only if that wins: what lives in it, with the heads of its images, one more
 //!   where an image is cut in two, and the record in the log, is less than the slot. So compaction
 //!   comes to an end, and then all slots but the open ones are full but for `waste_blocks`.

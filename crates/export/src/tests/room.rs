@@ -64,10 +64,12 @@ impl Media for Slow {
 
 /// A store as a server opens it, with so many bytes of buffers.
 fn served(buffer_bytes: u64, delay_polls: u64) -> Rig<Store<Slow>> {
-    let memory = Rc::new(Memory::private(buffer_bytes + (1 << 20)));
+    // The store's control area and the records of sessions have regions of their own in an arena.
+    let record_bytes = u64::from(Options::default().record_bytes(buffer_bytes + (8 << 20)));
+    let memory = Rc::new(Memory::private(buffer_bytes + (1 << 20) + record_bytes));
     let mut pages = Pages::whole(Rc::clone(&memory));
     let control = pages.take(256).unwrap();
-    assert_eq!(u64::from(pages.free() * PAGE_BYTES), buffer_bytes);
+    assert_eq!(u64::from(pages.free() * PAGE_BYTES), buffer_bytes + record_bytes);
     let pages = Rc::new(RefCell::new(pages));
     let inner = VecMedia {
         memory,

@@ -183,6 +183,7 @@ def memory(options):
             server.fio("disk", f"--rw=randread --bs=4k --iodepth=32 --norandommap"
                                f" --size={100 * GIB} --io_size={100 * MIB}")
         yield "memory after reads as well", 220, pss_mib(server), "MiB"
+        yield "of it tables of live blocks and directories", None, tables_mib(server), "MiB"
 
 
 def pss_mib(server):
@@ -198,6 +199,10 @@ def pss_mib(server):
     return (pss - shared + arena) / MIB
 
 
+def tables_mib(server):
+    return server.status()["pool"]["tables_bytes"] / MIB
+
+
 def start(options):
     size = int(20 * GIB * options.scale)
     with Server(options.bowline, options.folder, size * 23 // 20) as server:
@@ -209,6 +214,8 @@ def start(options):
         server.fio("disk", f"--rw=write:{stride // KIB}k --bs=1M --iodepth=8 --size={TIB}"
                            f" --io_size={size}")
         name = f"start with {size // GIB} GiB mapped"
+        yield "tables for what was written in order, a TiB of pool", None, \
+            tables_mib(server) * TIB / size, "MiB"
         server.kill()
         drop_cache(server.pool)
         yield f"{name}, after kill -9", 1, server.first_read("disk"), "s"
@@ -329,6 +336,8 @@ def space(options):
             yield f"{name}: p99", None, p99, "ms"
             yield f"{name}: worst", None, worst, "ms"
             yield f"{name}: blocks read back wrong, errors", 0, job["error"], ""
+        yield "tables for what was overwritten at random, a TiB of pool", None, \
+            tables_mib(server) * TIB / pool, "MiB"
         server.stop()
         check = server.verb("pool", "check", server.pool)
         yield "pool check afterwards finds", 0, len(check["findings"]), ""

@@ -146,6 +146,7 @@ fn pool(page: &mut Page, status: &ServerStatus) {
         ("pool_physical_bytes", "Taken on the medium.", space.physical_bytes),
         ("pool_reclaimable_bytes", "What compaction can give back.", space.reclaimable_bytes),
         ("pool_pending_free_bytes", "Free after a checkpoint.", space.pending_free_bytes),
+        ("pool_tables_bytes", "Memory for live bits and directories.", pool.tables_bytes),
         ("scrub_done_bytes", "Verified by the present scrub.", pool.scrub.done_bytes),
         ("scrub_to_verify_bytes", "To verify in all.", pool.scrub.total_bytes),
         ("scrub_bad_blocks", "Blocks that are not what was written.", pool.scrub.bad_blocks),

@@ -354,7 +354,7 @@ fn draw_faults(random: &mut Random) -> Faults {
             // Scrubs take most of them.
             0 => (faults.errors[crate::READ], faults.left) = (8000, faults.left * 8),
             1 => faults.errors[crate::WRITE] = 800,
-            2 => faults.errors[crate::FLUSH] = 4000,
+            2 => faults.errors[crate::FLUSH] = 20_000,
             3 => faults.short = 800,
             _ => faults.errors = [3000, 300, 1000],
         }

@@ -121,6 +121,7 @@ pub fn words(pool: &PoolStatus) -> String {
         ("shared", Size(space.shared_bytes).to_string()),
         ("reclaimable", Size(space.reclaimable_bytes).to_string()),
         ("pending free", Size(space.pending_free_bytes).to_string()),
+        ("tables", Size(pool.tables_bytes).to_string()),
         ("scrub", scrub::words(&pool.scrub)),
     ]);
     text.push_str(&scrub::findings(&pool.scrub));

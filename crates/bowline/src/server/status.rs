@@ -114,6 +114,7 @@ impl Data {
             },
             epoch: status.epoch,
             sequence_admitted: store.admitted_through().0,
+            tables_bytes: status.tables_bytes as u64,
             sequence_durable: store.durable_through().0,
             scrub: self.scrub_status(),
             counters: PoolCounters {

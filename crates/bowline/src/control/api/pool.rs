@@ -247,6 +247,10 @@ pub struct PoolStatus {
     pub size_bytes: u64,
     /// Where the space is.
     pub space: Space,
+    /// Memory for its tables of live blocks and directories: by the size of the pool and what is on
+    /// it, not by a setting; at most 260 MiB for each full TiB.
+    #[serde(default)]
+    pub tables_bytes: u64,
     /// How often it was opened for writing.
     pub epoch: u64,
     /// The number of the last write that was admitted.

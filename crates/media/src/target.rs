@@ -184,7 +184,7 @@ impl Target {
         }
         let call = || format!("allocation of {bytes} bytes at {at}");
         match rustix::fs::fallocate(&self.descriptor, FallocateFlags::KEEP_SIZE, at, bytes) {
-            Ok(()) | Err(rustix::io::Errno::NOTSUP) => {}
+            Ok(()) | Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS) => {}
             Err(error) => return Err(failed(call(), error)),
         }
         let (mut from, end) = (at, at + bytes);

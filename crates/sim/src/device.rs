@@ -6,7 +6,7 @@
 //!   writes into the device and reads into the memory, until after [`Device::settle`].
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use bowline_arena::{Memory, Part};
@@ -18,6 +18,7 @@ use crate::journal::Moment;
 use crate::platter::{Content, PAGE, Platter, SECTOR};
 
 const EIO: i32 = 5;
+const NO_SPACE: i32 = 28;
 
 #[derive(Debug, Clone)]
 struct Flight {
@@ -56,6 +57,8 @@ pub struct DeviceCounters {
     pub blocks_lost: u64,
     /// Blocks that came out of a host crash with sectors of several writes.
     pub blocks_torn: u64,
+    /// Allocations that found no space below.
+    pub no_space: u64,
     /// Injected errors, by read, write and flush.
     pub errors: [u64; 3],
 }
@@ -78,6 +81,9 @@ pub struct Device {
     counters: DeviceCounters,
     broken_rules: Vec<String>,
     scratch: Vec<u8>,
+    /// Blocks that have space below, and how many more can get some: all, if it is not said.
+    backed: BTreeSet<u64>,
+    space_left: Option<u64>,
     pub(crate) journal: Option<Vec<Moment>>,
     trace: Option<Vec<(u64, String)>>,
 }
@@ -105,6 +111,8 @@ impl Device {
             counters: DeviceCounters::default(),
             broken_rules: Vec::new(),
             scratch: Vec::new(),
+            backed: BTreeSet::new(),
+            space_left: None,
             journal: None,
             trace: None,
         }
@@ -174,6 +182,25 @@ impl Device {
     /// Takes the rules of media that were broken by the submitter.
     pub fn take_broken_rules(&mut self) -> Vec<String> {
         std::mem::take(&mut self.broken_rules)
+    }
+
+    /// The file system below has space for so many blocks more than have some by now. A write that
+    /// finds none is a rule broken: space is to be taken before.
+    pub fn limit_space(&mut self, blocks: u64) {
+        self.space_left = Some(blocks);
+    }
+
+    /// Gives blocks their space; false if there is too little, and then none gets any.
+    fn back(&mut self, at: u64, bytes: u64) -> bool {
+        let blocks = at / PAGE as u64..(at + bytes) / PAGE as u64;
+        let missing = blocks.clone().filter(|block| !self.backed.contains(block)).count() as u64;
+        match &mut self.space_left {
+            Some(left) if *left < missing => return false,
+            Some(left) => *left -= missing,
+            None => {}
+        }
+        self.backed.extend(blocks);
+        true
     }
 
     /// Lets time pass.
@@ -340,7 +367,14 @@ impl Device {
         if let Some(ready) = self.ready.pop_front() {
             return Some(ready);
         }
-        let flight = self.flights.swap_remove(earliest(&self.flights, self.now)?);
+        let mut flight = self.flights.swap_remove(earliest(&self.flights, self.now)?);
+        if let Io::Allocate { at, bytes, .. } = flight.io
+            && flight.fate == Fate::Good
+            && !self.back(at, bytes)
+        {
+            self.counters.no_space += 1;
+            flight.fate = Fate::Error(NO_SPACE);
+        }
         self.land(&flight);
         let result = match flight.fate {
             Fate::Good | Fate::Lie => {
@@ -367,6 +401,11 @@ impl Device {
         self.trace("land", flight);
         match &flight.io {
             Io::Write { at, from } => {
+                let bytes = from.iter().map(|part| u64::from(part.bytes)).sum();
+                if !self.back(*at, bytes) {
+                    self.broken_rules.push(format!("a write at {at} finds no space below"));
+                    return;
+                }
                 if flight.sum.is_some_and(|sum| sum != self.sum(from)) {
                     let rule = format!("the bytes of a write at {at} changed under the medium");
                     self.broken_rules.push(rule);

@@ -25,6 +25,7 @@ options: --operations N   of a seed (2000)
          --slots N        of the pool (40 to 110, drawn from the seed)
          --slot-blocks N  of a slot (32, 64 or 128)
          --no-faults      the device never fails
+         --sparse         a sparse file on a file system without space for all of it
          --no-damage      no bit rot at the end
          --broken NAME    with a behaviour broken on purpose
          --reference      the simulator's own little store instead of the real one
@@ -86,6 +87,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
             "--slot-blocks" => asked.options.slot_blocks = Some(number(&value()?)?),
             "--no-faults" => asked.options.faults = false,
             "--no-damage" => asked.options.damage = false,
+            "--sparse" => asked.options.sparse = true,
             "--trace" => asked.is_traced = true,
             "--reference" => asked.is_reference = true,
             name if !name.starts_with('-') && asked.name.is_none() => asked.name = Some(word),

@@ -69,6 +69,7 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("publish-before-content") => Broken::PublishBeforeContent,
         Some("ignore-arena") => Broken::IgnoreArena,
         Some("blind-scrub") => Broken::BlindScrub,
+        Some("open-bare-slots") => Broken::OpenBareSlots,
         _ => return Vec::new(),
     };
     vec![mode]
@@ -117,6 +118,8 @@ impl Subject for Pool {
             checkpoint_log_bytes: Some(setup.checkpoint_bytes),
             boot: u128::from(host.boot),
             accept_loss,
+            // A pool as small as these would have all its space taken at the start.
+            ahead_bytes: if setup.seed.is_multiple_of(2) { 0 } else { 64 << 20 },
             broken: broken(setup),
             ..StoreOptions::default()
         };

@@ -14,6 +14,9 @@ use crate::subject::{Host, Run, Setup, Subject};
 use crate::workload::Workload;
 use crate::{Faults, Random};
 
+/// Slots that have space at the least where not all have.
+const SPARSE_SLOTS_MIN: u64 = 32;
+
 /// Blocks before the first slot of a pool.
 pub(crate) const POOL_HEAD_BLOCKS: u64 = 256;
 
@@ -32,6 +35,8 @@ pub struct Options {
     pub faults: bool,
     /// Whether the pool is damaged at the end, to see that it is noticed.
     pub damage: bool,
+    /// Whether the pool lies in a sparse file, on a file system that has not space for all of it.
+    pub sparse: bool,
     /// Whether adoption makes durable what it found, before anything is served.
     pub adopted_is_durable: bool,
 }
@@ -45,6 +50,7 @@ impl Default for Options {
             slot_blocks: None,
             faults: true,
             damage: true,
+            sparse: false,
             adopted_is_durable: true,
         }
     }
@@ -172,6 +178,7 @@ pub fn run_seed<'a, S: Subject>(
     simulation.coverage.add("medium read errors", device.errors[crate::READ]);
     simulation.coverage.add("medium write errors", device.errors[crate::WRITE]);
     simulation.coverage.add("medium flush errors", device.errors[crate::FLUSH]);
+    simulation.coverage.add("allocations without space below", device.no_space);
     simulation.coverage.add("medium bytes written", device.bytes_written);
     simulation.coverage.add("medium flushes", device.flushes);
     if let Some(violation) = &violation {
@@ -221,6 +228,13 @@ impl<'a, S: Subject> Simulation<'a, S> {
         let formatted = guarded(|| S::format(&self.host, &self.setup));
         self.settled(|_| formatted)?.map_err(|error| Violation(format!("format: {error}")))?;
         self.trace("format", String::new);
+        if self.options.sparse {
+            // Half of the slots at the least, and so many that data can be had beside the map.
+            let share = self.random.between(50, 90);
+            let slots = (self.setup.slots * share / 100).max(SPARSE_SLOTS_MIN);
+            let blocks = slots * self.setup.slot_blocks;
+            self.host.device.borrow_mut().limit_space(blocks);
+        }
         self.host.lose_memory();
         self.recover(&[Crash::Process])?;
         self.settled(|simulation| simulation.make_first_disks())?;

@@ -30,6 +30,23 @@ fn seeds_that_failed_once_keep_every_promise() {
     }
 }
 
+/// The file system below is full before the pool is: what was acknowledged has its place all the
+/// same, and the pool goes on with what there is.
+#[test]
+fn seeds_keep_every_promise_on_a_file_system_that_is_full() {
+    let options = Options { sparse: true, operations: 1000, ..Options::default() };
+    let report = run_seeds::<Pool>(2001..2061, &options);
+    assert!(report.failed.is_empty(), "{:#?}", report.failed);
+    assert!(report.coverage.count("allocations without space below") > 60);
+    assert!(report.coverage.count("no space") > 60);
+}
+
+#[test]
+fn a_slot_that_is_opened_without_space_is_found() {
+    let options = Options { sparse: true, faults: false, damage: false, ..Options::default() };
+    assert!(find::<Pool>("open-bare-slots", 1..20, &options).is_some());
+}
+
 #[test]
 fn every_broken_behaviour_is_found() {
     let options = Options { faults: false, damage: false, ..Options::default() };

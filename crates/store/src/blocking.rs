@@ -111,6 +111,11 @@ impl<'a, M: Media> Blocking<'a, M> {
         self.run(Io::Write { at, from })
     }
 
+    /// Takes space.
+    pub(crate) fn allocate(&mut self, at: u64, bytes: u64) -> Result<(), MediumError> {
+        self.run(Io::Allocate { at, bytes, zeroed: false })
+    }
+
     pub(crate) fn flush(&mut self) -> Result<(), MediumError> {
         if self.is_flush_skipped {
             return Ok(());

@@ -202,7 +202,9 @@ impl Compaction {
 impl<M: Media> Store<M> {
     /// Makes one small step of compaction, if one is under way or needed.
     pub(crate) fn step_compaction(&mut self) -> bool {
-        let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+        // Those that only lack their space come sooner than any that have to be emptied.
+        let free = self.segments.free_slots() + self.segments.bare_available();
+        let pending = self.segments.pending_slots();
         if free >= self.compaction.slots_needed {
             self.compaction.slots_needed = 0;
         }

@@ -20,10 +20,12 @@ pub(crate) enum Purpose {
     Superblock,
     /// A run of blocks of a stream.
     Run(Stream, u32),
-    /// Space of a slot that the log will come to.
+    /// Zeros in a slot that the log will come to.
     Prepare,
     /// I/O of a scrub: a read (0), a write (1), a flush (2).
     Scrub(u32),
+    /// Space of a slot that will be opened.
+    Back,
     /// A flush for compaction.
     Compaction,
     /// A window of the slot that compaction empties.

@@ -5,6 +5,7 @@
 
 mod api;
 mod appender;
+mod backing;
 mod blocking;
 mod catalogue;
 mod check;

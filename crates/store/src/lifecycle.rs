@@ -92,7 +92,7 @@ impl<M: Media> Store<M> {
     pub fn status(&self) -> Status {
         let slot_bytes = self.header.slot_bytes;
         let slots = u64::from(self.segments.slot_count());
-        let free = self.segments.free_slots() as u64;
+        let free = (self.segments.free_slots() + self.segments.bare_slots()) as u64;
         let pending = self.segments.pending_slots() as u64;
         let mapped_bytes = self.live_blocks() * BLOCK_BYTES;
         let physical_bytes = (slots - free - pending) * slot_bytes;
@@ -117,6 +117,7 @@ impl<M: Media> Store<M> {
             deltas: (deltas.len(), deltas.capacity()),
             tables_bytes: self.segments.memory_bytes(),
             unmovable_slots: self.unmovable_slots(),
+            is_below_full: self.segments.is_below_full(),
             is_checkpointing: self.checkpoint.is_some(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Everything that gives space back takes some first: a checkpoint writes pages and a blob,
 //! compaction fills an image and logs a record of it, a discard is an entry of the log. So slots
-//! are kept in the order of need. With F the free slots,
+//! are kept in the order of need. With F the free slots that have their space (`backing.rs`),
 //!
 //! - K: one slot for the log to go on in after a failure of the medium, or for a start. It is used
 //!   up by one of them, and there again when the next checkpoint is durable.
@@ -210,7 +210,7 @@ impl<M: Media> Store<M> {
     /// Most blocks that may be alive: the rest is for the pool to work with.
     pub(crate) fn live_limit_blocks(&self) -> u64 {
         let write_blocks = self.options.write_bytes_max / BLOCK_BYTES;
-        limit_blocks(self.segments.slot_count(), self.segments.slot_blocks(), write_blocks)
+        limit_blocks(self.segments.usable_slots(), self.segments.slot_blocks(), write_blocks)
     }
 }
 

@@ -5,6 +5,8 @@
 //!   began after it was emptied no longer needs it (rule D2): until then it is `PendingFree`.
 //! - The pieces of a segment cover its indices without gap or overlap until some are all dead; the
 //!   directory of a piece says which blocks are there. Live bits are a subset.
+//! - A free slot is bare until the medium has taken its space, and none that is bare is opened
+//!   (`backing.rs`).
 //! - A live bit may be set for a dead block (its death is known at the next fold), never clear for
 //!   a live one.
 
@@ -89,7 +91,15 @@ pub(crate) struct Segments {
     /// Head blocks that images of a slot's pieces would have.
     heads: Vec<u32>,
     totals: Totals,
+    /// Free slots with space below, and those that are bare.
     free: BTreeSet<SlotId>,
+    bare: BTreeSet<SlotId>,
+    /// Whether a slot is known to have space.
+    backed: Vec<bool>,
+    /// Whether bare slots cannot get space.
+    is_below_full: bool,
+    /// A broken mode: no slot is ever bare.
+    is_backing_skipped: bool,
     /// Slots of checkpoint blobs.
     blobs: BTreeSet<SlotId>,
     pending: usize,
@@ -119,6 +129,10 @@ impl Segments {
             totals: Totals::default(),
             free: BTreeSet::new(),
             blobs: BTreeSet::new(),
+            bare: BTreeSet::new(),
+            backed: Vec::new(),
+            is_below_full: false,
+            is_backing_skipped: false,
             pending: 0,
             live_total: 0,
             next_segment,
@@ -139,8 +153,58 @@ impl Segments {
             self.residents.push(Residents::new());
             self.live.push(0);
             self.heads.push(0);
-            self.free.insert(SlotId(index));
+            self.backed.push(self.is_backing_skipped);
+            let free = if self.is_backing_skipped { &mut self.free } else { &mut self.bare };
+            free.insert(SlotId(index));
         }
+    }
+
+    /// A broken mode: slots count as having space.
+    pub(crate) fn skip_backing(&mut self) {
+        self.is_backing_skipped = true;
+        self.backed.fill(true);
+        self.free.append(&mut self.bare);
+    }
+
+    /// A slot has its space.
+    pub(crate) fn back(&mut self, slot: SlotId) {
+        self.backed[slot.0 as usize] = true;
+        if self.bare.remove(&slot) {
+            self.free.insert(slot);
+            self.free_but_read += usize::from(self.readers.contains_key(&slot));
+        }
+    }
+
+    /// The first bare slot from one on.
+    pub(crate) fn bare_from(&self, slot: SlotId) -> Option<SlotId> {
+        self.bare.range(slot..).next().copied()
+    }
+
+    pub(crate) fn has_bare(&self) -> bool {
+        !self.bare.is_empty()
+    }
+
+    /// Free slots without space.
+    pub(crate) fn bare_slots(&self) -> usize {
+        self.bare.len()
+    }
+
+    /// Those that can get it.
+    pub(crate) fn bare_available(&self) -> usize {
+        if self.is_below_full { 0 } else { self.bare.len() }
+    }
+
+    pub(crate) fn is_below_full(&self) -> bool {
+        self.is_below_full
+    }
+
+    pub(crate) fn set_below_full(&mut self, is_full: bool) {
+        self.is_below_full = is_full;
+    }
+
+    /// Slots that have space, or can get it.
+    pub(crate) fn usable_slots(&self) -> u32 {
+        self.slot_count() - (self.bare.len() - self.bare_available()) as u32
     }
 
     pub(crate) fn slot_count(&self) -> u32 {
@@ -151,7 +215,7 @@ impl Segments {
         self.slot_blocks
     }
 
-    /// Slots that can be taken now.
+    /// Slots that can be taken now: free, with space, and not being read.
     pub(crate) fn free_slots(&self) -> usize {
         self.free.len() - self.free_but_read
     }
@@ -255,9 +319,12 @@ impl Segments {
         self.free_but_read -= if self.free.remove(&slot) { is_read } else { 0 };
         self.pending -= usize::from(matches!(self.slots[at], SlotState::PendingFree(_)));
         self.pending += usize::from(matches!(state, SlotState::PendingFree(_)));
-        if state == SlotState::Free {
+        self.bare.remove(&slot);
+        if state == SlotState::Free && self.backed[at] {
             self.free.insert(slot);
             self.free_but_read += is_read;
+        } else if state == SlotState::Free {
+            self.bare.insert(slot);
         }
         match state {
             SlotState::Open(SegmentKind::Blob) | SlotState::Used(SegmentKind::Blob) => {

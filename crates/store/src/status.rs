@@ -141,6 +141,8 @@ pub struct Status {
     /// Slots that compaction leaves alone because a block in them cannot be read, or is not what
     /// was written. `bowline pool check` says which; writing or discarding the block cures it.
     pub unmovable_slots: usize,
+    /// Whether the file system below has no space left for slots that have none yet.
+    pub is_below_full: bool,
     /// Whether a checkpoint is under way.
     pub is_checkpointing: bool,
 }

@@ -17,6 +17,7 @@ use std::rc::Rc;
 use bowline_arena::{Memory, SharedPages, Span};
 
 use crate::api::{Event, Ticket};
+use crate::backing::Backing;
 use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Frozen};
 use crate::compaction::Compaction;
@@ -65,6 +66,8 @@ pub struct StoreOptions {
     /// Nodes of the map the next checkpoint gives up: lineage, level, index. Only repair names any.
     #[doc(hidden)]
     pub give_up: Vec<(LineageId, u8, u64)>,
+    /// Bytes of slots whose space is taken ahead, beyond what must always be free.
+    pub ahead_bytes: u64,
     /// Deliberately broken behaviour, for oracles to catch. Empty in every sound store.
     pub broken: Vec<Broken>,
 }
@@ -82,6 +85,7 @@ impl Default for StoreOptions {
             is_quiet: true,
             accept_cut: None,
             give_up: Vec::new(),
+            ahead_bytes: 64 << 20,
             broken: Vec::new(),
         }
     }
@@ -111,6 +115,8 @@ pub enum Broken {
     IgnoreArena,
     /// A scrub finds nothing wrong.
     BlindScrub,
+    /// Slots are opened whether they have space or not.
+    OpenBareSlots,
 }
 
 /// The arena's parts that a store uses.
@@ -160,10 +166,11 @@ pub struct Store<M> {
     /// Somebody was refused because too much waits to be written.
     drain_wanted: bool,
     flow: Flow,
-    last_write_at: Micros,
+    pub(crate) last_write_at: Micros,
     /// The last batch whose durability some later header or checkpoint proves.
     proven: BatchNumber,
     pub(crate) prepared: Prepared,
+    pub(crate) backing: Backing,
     /// A write of the log failed twice: what the arena holds is to be written elsewhere.
     pub(crate) heal_wanted: bool,
     pub(crate) heals_since_flush: u32,
@@ -236,6 +243,7 @@ impl<M: Media> Store<M> {
             last_write_at: Micros(0),
             proven,
             prepared: Prepared::default(),
+            backing: Backing::default(),
             heal_wanted: false,
             heals_since_flush: 0,
             given_up: None,
@@ -291,6 +299,7 @@ impl<M: Media> Store<M> {
         moved |= self.pump_log();
         moved |= self.pump_flush();
         self.prepare_slot();
+        self.back_slots();
         if self.state.is_writing() {
             moved |= self.step_checkpoint();
             moved |= self.step_compaction();
@@ -343,6 +352,7 @@ impl<M: Media> Store<M> {
         match self.in_flight.take(completion.id) {
             Purpose::Batch(number) => self.batch_done(number, completion.result),
             Purpose::Prepare => self.slot_prepared(completion.result),
+            Purpose::Back => self.slot_backed(completion.result),
             Purpose::LogFlush => self.flush_done(completion.result),
             Purpose::Read(at) => self.read_done(at, completion.result),
             Purpose::Page(number) => self.page_done(number, completion.result),

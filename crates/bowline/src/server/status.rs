@@ -92,6 +92,10 @@ impl Data {
             conditions.push(scrub_findings(&scrub));
             state = if state == PoolState::Well { PoolState::Degraded } else { state };
         }
+        if status.is_below_full {
+            conditions.push(space_below());
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
         let limit = space.limit_bytes;
         if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
             conditions.push(space_low(space.mapped_bytes, limit));
@@ -246,6 +250,13 @@ fn unmovable(slots: usize) -> Condition {
                   the server and run `bowline pool repair`; replace the medium if there are more \
                   and more";
     condition("slots-unmovable", meaning, doing, remedy)
+}
+
+fn space_below() -> Condition {
+    let meaning = "the file system of the pool has no space left: the pool cannot become larger";
+    let doing = "what was acknowledged has its space; writes are taken while dead space can be won";
+    let remedy = "free space on that file system; writes go on by themselves";
+    condition("space-below", meaning.into(), doing, remedy)
 }
 
 fn space_low(mapped_bytes: u64, limit_bytes: u64) -> Condition {

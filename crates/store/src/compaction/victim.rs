@@ -27,22 +27,23 @@ impl<M: Media> Store<M> {
     pub(super) fn slots_wanted(&self) -> usize {
         let needed = self.slots_to_write();
         let full = self.segments.live_blocks() / u64::from(self.segments.slot_blocks());
-        let left = (self.segments.slot_count() as usize).saturating_sub(full as usize);
+        let left = (self.segments.usable_slots() as usize).saturating_sub(full as usize);
         needed + (left.saturating_sub(needed) / SLACK_SHARE).min(SLACK_SLOTS_MAX)
     }
 
     /// Free slots a write has to find, with a segment of the log that begins.
-    fn slots_to_write(&self) -> usize {
+    pub(crate) fn slots_to_write(&self) -> usize {
         self.slots_reserved(0) + MARGIN_OF_DATA + 2
     }
 
     /// Whether a checkpoint should free what was emptied: before writes have to wait, but not for
     /// each slot anew.
     pub(super) fn is_checkpoint_worth_it(&self) -> bool {
-        let (free, pending) = (self.segments.free_slots(), self.segments.pending_slots());
+        let pending = self.segments.pending_slots();
         if pending == 0 {
             return false;
         }
+        let free = self.segments.free_slots() + self.segments.bare_available();
         let (needed, wanted) = (self.slots_to_write(), self.slots_wanted());
         let slack = wanted - needed;
         free < wanted && (pending * 4 > slack || free * 2 < needed + wanted)

@@ -21,6 +21,7 @@ use std::rc::Rc;
 use bowline_arena::{Memory, SharedPages, Span};
 
 use crate::appender::Appender;
+use crate::backing::backed_slot;
 use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::compaction::{WINDOW_BLOCKS, WINDOWS_MAX};
@@ -253,6 +254,7 @@ impl<M: Media> Opening<M> {
             streams,
             work,
         });
+        store.back_at_start();
         if store.state.is_writing() && store.root.cuts.len() > CUTS_MANY {
             store.checkpoint_now()?;
         }
@@ -360,6 +362,9 @@ impl<M: Media> Opening<M> {
             double_root(&mut medium, &known.header, &known.root)?;
         }
         keep_image_slots(&self.memory, &left, &mut known.segments);
+        if self.options.broken.contains(&Broken::OpenBareSlots) {
+            known.segments.skip_backing();
+        }
         let segment = self.first_segment(known, read.last)?;
         let mut log = self.new_log(known, segment, read.last);
         if !is_ours {
@@ -392,13 +397,15 @@ impl<M: Media> Opening<M> {
     }
 
     /// The segment the new epoch begins with, in a slot that holds nothing.
-    fn first_segment(&self, known: &mut Known, last: Position) -> Result<OpenSegment, StoreError> {
-        let mut slot = || {
-            known.segments.take_slot(SegmentKind::Log).ok_or_else(|| {
-                StoreError::Damaged("no free slot to go on in; grow the pool's medium".into())
-            })
-        };
-        let (slot, successor): (SlotId, SlotId) = (slot()?, slot()?);
+    fn first_segment(
+        &mut self,
+        known: &mut Known,
+        last: Position,
+    ) -> Result<OpenSegment, StoreError> {
+        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+        let slot = backed_slot(&mut medium, &known.header, &mut known.segments)?;
+        let successor = backed_slot(&mut medium, &known.header, &mut known.segments)?;
+        drop(medium);
         let segment = known.segments.take_segment_id();
         known.segments.add_whole(segment, SegmentKind::Log, slot);
         let before = (last.segment, last.number, last.checksum);
@@ -456,7 +463,7 @@ impl<M: Media> Opening<M> {
         }
         for at in 0..log.batches.len() {
             if log.batches[at].blocks() > log.blocks_left() {
-                roll(log, known, at)?;
+                roll(&mut medium, log, known, at)?;
             }
             log.place(at);
             let Some((_, slot, block, parts)) = log.submit_next() else { break };
@@ -486,11 +493,13 @@ impl<M: Media> Opening<M> {
 }
 
 /// Goes on in the next segment while batches are placed.
-fn roll(log: &mut Log, known: &mut Known, at: usize) -> Result<(), StoreError> {
-    let successor = known.segments.take_slot(SegmentKind::Log);
-    let successor = successor.ok_or_else(|| {
-        StoreError::Damaged("no free slot to write the arena's batches to".into())
-    })?;
+fn roll<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    log: &mut Log,
+    known: &mut Known,
+    at: usize,
+) -> Result<(), StoreError> {
+    let successor = backed_slot(medium, &known.header, &mut known.segments)?;
     let (old, slot) = (log.segment.slot, log.segment.successor);
     let segment = known.segments.take_segment_id();
     known.segments.close_slot(old, 0);

@@ -37,13 +37,13 @@ impl<M: Media> Store<M> {
     }
 
     /// When [`Store::poll`] has something to do although nothing is under way: the last flush of a
-    /// pool that was left alone is to be proven.
+    /// pool that was left alone is to be proven, a slot to be made ready.
     pub fn wake_at(&self) -> Option<Micros> {
         let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
         let is_idle = unproven && self.log.open().is_none() && self.state.is_writing();
         let is_idle = is_idle && self.may_prove();
         let idle_at = is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1));
-        [idle_at, self.scrub.wake_at()].into_iter().flatten().min()
+        [idle_at, self.scrub.wake_at(), self.prepare_at()].into_iter().flatten().min()
     }
 
     /// The medium was flushed for another reason: that makes the log durable too.

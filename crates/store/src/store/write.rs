@@ -239,6 +239,9 @@ impl<M: Media> Store<M> {
         let free = self.segments.free_slots();
         // After a failure of the medium, what is not flushed is written again elsewhere.
         let again = self.log.retained_blocks.div_ceil(room * 3 / 4) as usize;
+        if free < needed + again {
+            self.want_backed_slots(needed + again);
+        }
         if class == Class::Data && free < needed + again {
             self.flush_wanted = true;
             if free >= needed {
@@ -254,6 +257,10 @@ impl<M: Media> Store<M> {
         }
         let taken = self.segments.live_blocks() + self.pages_to_come() + leaves;
         if class == Class::Data && taken + need > self.live_limit_blocks() {
+            if self.segments.is_below_full() {
+                // The limit is lower than the pool's: there may be space below again.
+                self.want_backed_slots(free + 1);
+            }
             if self.map.active.is_empty() && self.map.frozen.is_none() {
                 return self.no_space();
             }
@@ -281,6 +288,7 @@ impl<M: Media> Store<M> {
     /// Whether compaction and checkpoints can still win slots.
     pub(crate) fn can_make_space(&self) -> bool {
         self.segments.pending_slots() > 0
+            || self.segments.bare_available() > 0
             || self.map.frozen.is_some()
             || self.compaction.is_running()
             || !self.compaction.is_exhausted()

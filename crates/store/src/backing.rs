@@ -23,8 +23,9 @@ use crate::{Io, Media, MediumError, Micros, SlotId, StoreError};
 /// Slots taken ahead at the least, beyond what must always be free.
 const AHEAD_MIN: usize = 2;
 /// Slots that are tried before the file system below counts as full: those that were in use before
-/// the start have their space, wherever they are.
-const REFUSALS_MAX: u32 = 16;
+/// the start have their space, wherever they are. All of a small pool; in a large one the next
+/// round goes on with the others.
+const REFUSALS_MAX: u32 = 1024;
 /// How long it counts as full.
 const RETRY_MICROS: u64 = 1_000_000;
 
@@ -91,9 +92,9 @@ impl<M: Media> Store<M> {
         }
         self.backing.next = SlotId(slot.0 + 1);
         self.backing.refusals += 1;
-        let is_last = self.segments.bare_from(self.backing.next).is_none();
-        if is_last || self.backing.refusals >= REFUSALS_MAX {
-            (self.backing.next, self.backing.refusals) = (SlotId(0), 0);
+        let all = self.segments.bare_slots() as u32;
+        if self.backing.refusals >= all.min(REFUSALS_MAX) {
+            self.backing.refusals = 0;
             self.segments.set_below_full(true);
             self.backing.full_at = self.now;
         }

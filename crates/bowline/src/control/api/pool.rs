@@ -248,7 +248,7 @@ pub struct PoolStatus {
     /// Where the space is.
     pub space: Space,
     /// Memory for its tables of live blocks and directories: by the size of the pool and what is on
-    /// it, not by a setting; at most 260 MiB for each full TiB.
+    /// it, not by a setting; about 270 MiB for a TiB overwritten at random.
     #[serde(default)]
     pub tables_bytes: u64,
     /// How often it was opened for writing.

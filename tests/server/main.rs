@@ -154,9 +154,7 @@ fn a_clean_stop_leaves_nothing_and_loses_nothing() {
 fn a_signal_stops_as_cleanly() {
     let mut server = Server::start(setup()).unwrap();
     client(&server, Transport::Unix).write(0, &[9; 4096]).unwrap();
-    let status = server.json(&["status"]).unwrap();
-    let pid = status["processes"]["active"]["pid"].as_i64().unwrap();
-    tool::run("kill", &["-TERM", &pid.to_string()]).unwrap();
+    server.terminate().unwrap();
     until("the server ends", Duration::from_secs(30), || server.is_dead()).unwrap();
     assert_eq!(arena_files(&server), Vec::<String>::new());
     server.serve().unwrap();

@@ -303,6 +303,17 @@ impl Server {
         command
     }
 
+    /// Asks the process that serves to end, as `systemctl stop` does.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn terminate(&self) -> Result<()> {
+        for child in &self.processes {
+            kill_process(Pid::from_child(child), Signal::TERM)?;
+        }
+        Ok(())
+    }
+
     /// Ends every process at once, as a crash does, and waits until they are gone.
     ///
     /// # Errors

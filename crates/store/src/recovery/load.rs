@@ -245,6 +245,9 @@ pub(crate) fn double_root<M: Media>(
         let at = superblock_at(root.epoch.0, copy);
         let block = medium.read(at, BLOCK_BYTES)?;
         if Superblock::decode(header.salt, header.pool, block).as_ref() != Some(root) {
+            // Whoever wrote the other copy may have died before it was flushed: a loss of power now
+            // could tear both.
+            medium.flush()?;
             medium.write_block(at, |block| root.encode(header.salt, block))?;
             medium.flush()?;
         }

@@ -65,11 +65,11 @@ const CORE: &[(&str, &[&str])] = &[
             "bowline-store",
             "bowline-wire",
             "thiserror",
-            "xxhash-rust",
+            "twox-hash",
             "zerocopy",
         ],
     ),
-    ("sim", &["bowline-arena", "bowline-disk", "bowline-store", "thiserror", "xxhash-rust"]),
+    ("sim", &["bowline-arena", "bowline-disk", "bowline-store", "thiserror", "twox-hash"]),
 ];
 
 /// The core crates have the ban on I/O, and use nothing that could do it for them.

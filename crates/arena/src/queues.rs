@@ -13,7 +13,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fd::AsFd;
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{CompletionEntry, Parameters, SubmissionEntry};
@@ -226,7 +226,7 @@ impl Queues {
 
 fn checksum(header: &Header) -> u64 {
     let bytes = header.as_bytes();
-    xxh3_64(&bytes[..HEADER_BYTES - size_of::<u64>()])
+    XxHash3_64::oneshot(&bytes[..HEADER_BYTES - size_of::<u64>()])
 }
 
 /// Whether every field the header names is aligned and inside the rings' region.

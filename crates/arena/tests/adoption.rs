@@ -296,12 +296,12 @@ fn damaged_and_foreign_arenas_are_refused_with_a_reason() {
 
 #[test]
 fn an_arena_of_an_earlier_boot_is_made_anew() {
-    use xxhash_rust::xxh3::xxh3_64;
+    use twox_hash::XxHash3_64;
     let error = refused(|directory, file| {
         let path = file_names(directory, ".arena").remove(0);
         let mut identity = std::fs::read(path).expect("read")[..256].to_vec();
         identity[32] ^= 1;
-        let checksum = xxh3_64(&identity[..248]);
+        let checksum = XxHash3_64::oneshot(&identity[..248]);
         identity[248..].copy_from_slice(&checksum.to_le_bytes());
         file.write_all_at(&identity, 0).expect("written");
         // A mark that must not come back.

@@ -486,7 +486,7 @@ impl Device {
         for part in parts {
             self.memory.fetch(*part, &mut bytes);
         }
-        xxhash_rust::xxh3::xxh3_64(&bytes)
+        twox_hash::XxHash3_64::oneshot(&bytes)
     }
 
     /// Counts a call of the living process; true if it is its last.

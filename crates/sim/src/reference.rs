@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bowline_arena::{Pages, Part, Span};
 use bowline_store::{Io, IoId, Media, Refused, Ticket};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use self::record::{DISK, GONE, HOLE, Header, MAGIC, NOTHING, WRITE, ZERO};
 use crate::media::SimMedia;
@@ -148,7 +148,7 @@ impl Reference {
             return Err(Refused::NoSpace);
         }
         self.appends += 1;
-        let header = self.header(kind, u64::from(disk), lba, blocks, xxh3_64(data));
+        let header = self.header(kind, u64::from(disk), lba, blocks, XxHash3_64::oneshot(data));
         let memory = self.pages.memory().clone();
         let early = self.buggy("publish-before-content");
         if early {

@@ -42,7 +42,7 @@ mod stream;
 use std::rc::Rc;
 
 use bowline_arena::{Memory, PAGE_BYTES, Span};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 use zerocopy::IntoBytes;
 
 pub(crate) use found::{FoundReply, FoundRequest, FoundSession, Stands, damaged};
@@ -108,8 +108,10 @@ impl Shape {
         let shape =
             Shape { sessions: counts as u32, requests: (counts >> 32) as u32, pages: pages as u32 };
         let sane = shape.sessions < 1 << 16 && shape.requests <= 1 << 16 && shape.pages < 1 << 28;
-        (sane && words[..3] == shape.words() && checksum == xxh3_64(shape.words().as_bytes()))
-            .then_some(shape)
+        (sane
+            && words[..3] == shape.words()
+            && checksum == XxHash3_64::oneshot(shape.words().as_bytes()))
+        .then_some(shape)
     }
 }
 
@@ -127,7 +129,7 @@ pub(crate) enum Broken {
 
 /// The checksum beside what counts.
 fn seal(seed: u64, words: &[u64]) -> u32 {
-    (xxh3_64_with_seed(words.as_bytes(), seed) >> 32) as u32
+    (XxHash3_64::oneshot_with_seed(seed, words.as_bytes()) >> 32) as u32
 }
 
 /// All records but requests and links.
@@ -160,7 +162,7 @@ impl Region {
             memory.write(&mut span, at, &[0; PAGE_BYTES as usize]);
         }
         let words = shape.words();
-        let checksum = xxh3_64(words.as_bytes());
+        let checksum = XxHash3_64::oneshot(words.as_bytes());
         memory.write(&mut span, 8, [words[1], words[2], checksum].as_bytes());
         memory.publish(&mut span, 0, MAGIC);
         Region::of(memory, span, shape, vec![0; shape.sessions as usize])

@@ -9,7 +9,7 @@
 //! ```
 
 use bowline_arena::{Memory, PAGE_BYTES, Span};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 use zerocopy::IntoBytes;
 
 use crate::budget::Lane;
@@ -39,7 +39,7 @@ impl ReplyRecord {
 
     pub(super) fn parse(words: [u64; 4], session: u32, number: u32) -> Option<ReplyRecord> {
         let [position, place, rest, checksum] = words;
-        if checksum != xxh3_64_with_seed(words[..3].as_bytes(), seed(session, number)) {
+        if checksum != XxHash3_64::oneshot_with_seed(seed(session, number), words[..3].as_bytes()) {
             return None;
         }
         let lane = match rest >> 16 {
@@ -61,7 +61,7 @@ pub(crate) fn store_reply(
     record: &ReplyRecord,
 ) {
     let [a, b, c] = record.words();
-    let checksum = xxh3_64_with_seed([a, b, c].as_bytes(), seed(session, number));
+    let checksum = XxHash3_64::oneshot_with_seed(seed(session, number), [a, b, c].as_bytes());
     let at = number % REPLIES_MAX * 32;
     memory.write(page, at, [a, b, c, checksum].as_bytes());
 }

@@ -1,7 +1,7 @@
 //! What changes seldom of a session.
 
 use bowline_wire::{NEGOTIATION_RECORD_BYTES, REQUEST_BYTES};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 /// What was agreed on, and where the session's buffers are.
 ///
@@ -44,7 +44,7 @@ impl SessionRecord {
         bytes[24..28].copy_from_slice(&disk.to_le_bytes());
         bytes[28..32].copy_from_slice(&flags.to_le_bytes());
         bytes[32..60].copy_from_slice(&self.carried);
-        let checksum = xxh3_64(&bytes[..60]) as u32;
+        let checksum = XxHash3_64::oneshot(&bytes[..60]) as u32;
         bytes[60..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -56,7 +56,7 @@ impl SessionRecord {
             Some(u32::from_le_bytes(bytes))
         };
         let flags = word(28)?;
-        if word(60)? != xxh3_64(&bytes[..60]) as u32 || flags & 8 != 0 {
+        if word(60)? != XxHash3_64::oneshot(&bytes[..60]) as u32 || flags & 8 != 0 {
             return None;
         }
         let agreement = (word(24)?, flags & 2 != 0, flags & 4 != 0);

@@ -1,6 +1,6 @@
 //! What the log of the reference store is made of.
 
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use crate::platter::PAGE;
 
@@ -33,7 +33,7 @@ impl Header {
             page[16 + index * 8..24 + index * 8].copy_from_slice(&word.to_le_bytes());
         }
         page[..8].copy_from_slice(&MAGIC.to_le_bytes());
-        let sum = xxh3_64(&page[16..]);
+        let sum = XxHash3_64::oneshot(&page[16..]);
         page[8..16].copy_from_slice(&sum.to_le_bytes());
         page
     }
@@ -41,7 +41,7 @@ impl Header {
     pub fn decode(page: &[u8]) -> Option<Header> {
         let word =
             |index: usize| page[index * 8..index * 8 + 8].try_into().map(u64::from_le_bytes).ok();
-        if word(0)? != MAGIC || word(1)? != xxh3_64(&page[16..PAGE]) {
+        if word(0)? != MAGIC || word(1)? != XxHash3_64::oneshot(&page[16..PAGE]) {
             return None;
         }
         Some(Header {
@@ -56,7 +56,7 @@ impl Header {
     }
 
     pub fn sum(self) -> u64 {
-        xxh3_64(&self.encode())
+        XxHash3_64::oneshot(&self.encode())
     }
 
     pub fn data_blocks(self) -> u64 {

@@ -2,7 +2,7 @@
 
 use bowline_store::Io;
 
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::record::{Header, MAGIC, NOTHING};
 use super::{PAGE_U32, Reference};
@@ -32,7 +32,7 @@ impl Reference {
             };
             if header.data_blocks() > 0 {
                 let Some(data) = self.read_blocks(at + 1, header.data_blocks())? else { break };
-                if xxh3_64(&data) != header.data_sum && !self.buggy("tear") {
+                if XxHash3_64::oneshot(&data) != header.data_sum && !self.buggy("tear") {
                     if self.buggy("reorder") {
                         at += 1;
                         continue;

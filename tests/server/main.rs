@@ -147,6 +147,8 @@ fn a_clean_stop_leaves_nothing_and_loses_nothing() {
     server.serve().unwrap();
     let status = server.json(&["pool", "status"]).unwrap();
     assert_eq!(status["state"], "well");
+    let disks = server.json(&["disk", "list"]).unwrap();
+    assert_eq!(disks["disks"][0]["mapped_bytes"], 8192, "{disks}");
     assert_eq!(client(&server, Transport::Unix).read(4096, 8192).unwrap(), vec![7; 8192]);
 }
 
@@ -226,6 +228,8 @@ fn disks_come_grow_and_go_while_others_are_used() {
     let shown = server.json(&["disk", "show", "second"]).unwrap();
     assert_eq!((&shown["size_bytes"], &shown["read_only"]), (&(32 << 20).into(), &true.into()));
     assert_eq!(shown["counters"]["write_bytes"], 8192);
+    let held = (&shown["mapped_bytes"], &shown["changed_bytes"]);
+    assert_eq!(held, (&0.into(), &8192.into()), "no checkpoint has counted it yet");
     server.bowline(&["disk", "destroy", "second", "--yes"]).unwrap();
     assert!(second.read(0, 4096).is_err(), "it is no more");
     assert!(Client::connect(&address, "second").is_err());

@@ -189,10 +189,12 @@ fn scrub(page: &mut Page, scrub: &ScrubStatus) {
 
 fn disks(page: &mut Page, disks: &[DiskStatus]) {
     page.disks((Gauge, "disk_size_bytes", "Size."), disks, |d| d.size_bytes);
-    page.head("disk_mapped_bytes", "gauge", "What it holds, where that is known.");
+    page.head("disk_mapped_bytes", "gauge", "Data it held at the last checkpoint.");
     for (disk, bytes) in disks.iter().filter_map(|disk| Some((disk, disk.mapped_bytes?))) {
         page.sample("disk_mapped_bytes", &[("disk", &disk.name)], bytes);
     }
+    let help = "Written since that checkpoint, new or not.";
+    page.disks((Gauge, "disk_changed_bytes", help), disks, |d| d.changed_bytes);
     let help = "Acknowledged and not durable.";
     page.disks((Gauge, "disk_unflushed_bytes", help), disks, |d| d.loss.unflushed_bytes);
     type Field = fn(&DiskStatus) -> u64;

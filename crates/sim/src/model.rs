@@ -193,6 +193,12 @@ impl Model {
         self.live
     }
 
+    /// Number of blocks of a disk that hold data.
+    #[must_use]
+    pub fn data_blocks(&self, disk: u32) -> u64 {
+        self.disks.get(&disk).map_or(0, DiskModel::live)
+    }
+
     /// The disks there are, with their blocks.
     pub fn disks(&self) -> impl Iterator<Item = (u32, u64)> {
         self.disks.iter().filter_map(|(&disk, model)| Some((disk, model.sizes.last()?.1?)))

@@ -27,6 +27,7 @@ pub const BROKEN: &[&str] = &[
     "stale-image",
     "ignore-arena",
     "skip-fence",
+    "count-what-is-freed",
 ];
 
 /// One more, which only damage shows.
@@ -70,6 +71,7 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("ignore-arena") => Broken::IgnoreArena,
         Some("blind-scrub") => Broken::BlindScrub,
         Some("open-bare-slots") => Broken::OpenBareSlots,
+        Some("count-what-is-freed") => Broken::CountWhatIsFreed,
         _ => return Vec::new(),
     };
     vec![mode]
@@ -157,6 +159,12 @@ impl Subject for Pool {
         let size =
             |(&disk, &id): (&u32, &DiskId)| Some((disk, self.store.disk(id)?.bytes / PAGE as u64));
         self.ids.iter().filter_map(size).collect()
+    }
+
+    fn data_blocks(&self, disk: u32) -> Option<(u64, bool)> {
+        let mapped = self.store.mapped(self.store.disk(self.id(disk))?);
+        let most = mapped.bytes? + mapped.changed_bytes;
+        Some((most / PAGE as u64, mapped.is_all))
     }
 
     fn write(&mut self, disk: u32, lba: u64, bytes: &[u8], owned: bool) -> Result<u64, Refused> {

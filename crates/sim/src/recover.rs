@@ -102,6 +102,7 @@ impl<S: Subject> Simulation<'_, S> {
                 self.settled(|simulation| {
                     simulation.wait("answers before a clean stop", |it| it.waiting.is_empty())
                 })?;
+                self.judge_counts()?;
                 vec![self.close()?]
             }
             kind => vec![kind],
@@ -243,6 +244,24 @@ impl<S: Subject> Simulation<'_, S> {
             if lost || self.options.adopted_is_durable { number } else { self.model.promised() };
         self.model.settle(number, durable);
         self.trace("judged", || format!("the pool is as of {number}"));
+        self.judge_counts()
+    }
+
+    /// What the subject says of how much data each disk holds, against what it does hold.
+    fn judge_counts(&mut self) -> Result<(), Violation> {
+        let Some(subject) = &self.subject else { return Ok(()) };
+        for (disk, _) in self.model.disks() {
+            let Some((told, is_exact)) = subject.data_blocks(disk) else { continue };
+            let held = self.model.data_blocks(disk);
+            if held > told || (is_exact && held != told) {
+                let bound = if is_exact { "just" } else { "at most" };
+                let text =
+                    format!("disk {disk} holds {held} blocks of data, told is {bound} {told}");
+                return Err(Violation(text));
+            }
+            let name = if is_exact { "data counted" } else { "data bounded" };
+            self.coverage.hit(name);
+        }
         Ok(())
     }
 

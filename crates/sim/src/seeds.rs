@@ -47,6 +47,8 @@ pub const COVERED_WITH_FAULTS: &[&str] = &[
 /// What runs on a pool of slots, filled to the brim and damaged at the end must reach.
 pub const COVERED_BY_POOLS: &[&str] = &[
     "no space",
+    "data counted",
+    "data bounded",
     "blocks rotten",
     "damage noticed by reads",
     "scrubs ended",

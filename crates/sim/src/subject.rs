@@ -218,6 +218,11 @@ pub trait Subject: Sized {
     /// The disks and their blocks.
     fn disks(&self) -> Vec<(u32, u64)>;
 
+    /// How many blocks of data it says a disk holds at the most, and whether it holds just as many.
+    fn data_blocks(&self, _disk: u32) -> Option<(u64, bool)> {
+        None
+    }
+
     /// Writes blocks; `owned` where the bytes already lie in the memory. The number is the store's.
     ///
     /// # Errors

@@ -66,5 +66,6 @@ impl Catalogue {
 
 /// The record of a lineage nothing was written to.
 pub(crate) fn empty_lineage(lineage: LineageId) -> LineageRecord {
-    LineageRecord { lineage, parent: lineage, height: 0, root: crate::tables::Entry::HOLE }
+    let root = crate::tables::Entry::HOLE;
+    LineageRecord { lineage, parent: lineage, height: 0, root, data_blocks: Some(0) }
 }

@@ -202,7 +202,7 @@ impl<M: Media> Store<M> {
         self.streams.map.cut();
         let next = (checkpoint.catalogue.next_disk, checkpoint.catalogue.next_lineage);
         let disks: Vec<_> = checkpoint.catalogue.disks.values().cloned().collect();
-        checkpoint.fold.drop_dead_lineages(&checkpoint.catalogue);
+        checkpoint.fold.end(&checkpoint.catalogue);
         let lineages: Vec<_> = checkpoint.fold.lineages.values().copied().collect();
         checkpoint.blob = encode_catalogue(&disks, next, &lineages);
         checkpoint.phase = Phase::Blob(SegmentId(0));

@@ -6,24 +6,26 @@
 //! - A page above a changed one is held in memory until everything below it has its new address.
 //! - The live bit of a block goes when the entry that named it is replaced here: whoever recovers
 //!   from an older checkpoint replays the write that replaced it.
+//! - `data_blocks` of a lineage is how many entries of its leaves name data once the fold is done:
+//!   it goes by what each leaf was and is, and by what is walked of freed subtrees. Where a page
+//!   of these is damaged, it is not known any more.
 //!
 //! Large ranges come first: a range replaces whole entries as high in the tree as it covers them,
 //! and what hung below is walked and freed. Then each leaf with changes is made anew; ranges that
 //! cover a leaf in part are applied there.
 
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalogue::Catalogue;
-use crate::checkpoint::{Dying, Roots, Step};
+use crate::checkpoint::{Dying, Roots};
 use crate::format::span_of_level;
-use crate::format::{
-    FANOUT, LineageRecord, PageHead, PageMut, PageRef, SegmentKind, block_checksum,
-};
+use crate::format::{FANOUT, LineageRecord, PageHead, PageMut, PageRef};
 use crate::map::{Generation, Map};
 use crate::segments::Segments;
-use crate::store::Store;
 use crate::tables::{Entry, LeafCursor, Range, State};
-use crate::{BLOCK_BYTES, Lba, LineageId, Media};
+use crate::{BLOCK_BYTES, Lba, LineageId};
 
 /// Leaves worked on at a time: their pages are read side by side.
 const LEAVES_AT_A_TIME: usize = 32;
@@ -46,8 +48,8 @@ pub(crate) struct Fold {
     /// Pages above the leaves that change.
     inner: BTreeMap<PageKey, PageBytes>,
     next_range: usize,
-    /// Pages of freed subtrees still to be walked, with their level.
-    walk: Vec<(Entry, u8)>,
+    /// Pages of freed subtrees still to be walked, with their level and whose they are.
+    walk: Vec<(Entry, u8, LineageId)>,
     cursor: LeafCursor,
     /// Leaves at the ends of ranges.
     edges: BTreeSet<(LineageId, u64)>,
@@ -109,10 +111,30 @@ impl Fold {
         }
     }
 
-    /// Lineages that no disk of the catalogue has are not written to the blob.
-    pub(crate) fn drop_dead_lineages(&mut self, catalogue: &Catalogue) {
+    /// All is folded. Lineages that no disk of the catalogue has are not written to the blob.
+    pub(crate) fn end(&mut self, catalogue: &Catalogue) {
         let alive: BTreeSet<_> = catalogue.disks.values().map(|disk| disk.lineage).collect();
         self.lineages.retain(|id, _| alive.contains(id));
+        // Without a page there is no data, whether it was counted before or not.
+        for record in self.lineages.values_mut().filter(|record| !record.root.has_address()) {
+            record.data_blocks = Some(0);
+        }
+    }
+
+    /// So many entries of a lineage name data that did not, and the other way round.
+    fn count_data(&mut self, lineage: LineageId, more: u64, less: u64) {
+        if let Some(record) = self.lineages.get_mut(&lineage) {
+            // A count that does not go together with its pages is no count.
+            record.data_blocks =
+                record.data_blocks.and_then(|count| (count + more).checked_sub(less));
+        }
+    }
+
+    /// What pages of a lineage named is not known.
+    fn lose_count(&mut self, lineage: LineageId) {
+        if let Some(record) = self.lineages.get_mut(&lineage) {
+            record.data_blocks = None;
+        }
     }
 
     fn dies(&mut self, page: Entry) {
@@ -228,13 +250,13 @@ impl Fold {
                     let is_changed =
                         key.0 > 0 && self.inner.contains_key(&(key.0 - 1, key.1, child_index));
                     if child.state() == Some(State::Page) && !is_changed {
-                        self.walk.push((child, key.0));
+                        self.walk.push((child, key.0, record.lineage));
                     }
                 }
             }
         }
         if old.state() == Some(State::Page) && !had_changed_pages {
-            self.walk.push((old, level));
+            self.walk.push((old, level, record.lineage));
         }
         Ok(())
     }
@@ -276,29 +298,33 @@ impl Fold {
         self.set_entry(lineage, level, index, Entry::LOST);
         if old.state() == Some(State::Page) {
             self.dies(old);
+            self.lose_count(lineage);
         }
         Ok(())
     }
 
-    /// Walks a page of a freed subtree.
+    /// Walks a page of a freed subtree. Returns how many blocks of data it named.
     fn free_page(
         &mut self,
         map: &mut Map,
         segments: &mut Segments,
-        page: Entry,
-        level: u8,
-    ) -> Result<(), Missing> {
+        (page, level, lineage): (Entry, u8, LineageId),
+    ) -> Result<u64, Missing> {
         let bytes = fetch(map, page)?;
+        let mut gone = 0;
         for slot in 0..FANOUT as usize {
             let child = PageRef(bytes).entry(slot);
             match child.state() {
-                Some(State::Data) => segments.clear_live(child),
-                Some(State::Page) if level > 1 => self.walk.push((child, level - 1)),
+                Some(State::Data) => {
+                    segments.clear_live(child);
+                    gone += 1;
+                }
+                Some(State::Page) if level > 1 => self.walk.push((child, level - 1, lineage)),
                 _ => {}
             }
         }
         self.dies(page);
-        Ok(())
+        Ok(gone)
     }
 
     /// The next leaf with changes.
@@ -335,21 +361,25 @@ fn uniform(page: &[u8]) -> Option<Entry> {
     (same && !first.has_address()).then_some(first)
 }
 
-/// Applies the frozen changes of a leaf to its page.
+/// Applies the frozen changes of a leaf to its page. Returns how many times an entry came to name
+/// data, and how many times one ceased to.
 fn change_leaf(
     frozen: &Generation,
     segments: &mut Segments,
     lineage: LineageId,
     leaf: u64,
     page: &mut [u8],
-) {
+) -> (u64, u64) {
     let first = leaf * FANOUT;
+    let (mut more, mut less) = (0, 0);
     let mut set = |page: &mut [u8], lba: Lba, new: Entry| {
         let slot = (lba.0 - first) as usize;
         let old = PageRef(page).entry(slot);
         if old.has_address() && old != new {
             segments.clear_live(old);
         }
+        less += u64::from(old.has_address());
+        more += u64::from(new.has_address());
         PageMut(page).set(slot, new);
     };
     let ranges = &frozen.ranges;
@@ -370,179 +400,5 @@ fn change_leaf(
     for entry in dead.into_iter().filter(|entry| entry.has_address()) {
         segments.clear_live(entry);
     }
-}
-
-impl<M: Media> Store<M> {
-    /// Makes one small step of a fold. `Err` says what is damaged.
-    pub(crate) fn step_fold(&mut self, fold: &mut Fold) -> Result<Step, String> {
-        if self.map.frozen.is_none() {
-            return Ok(Step::Done);
-        }
-        let mut step = self.step_ranges(fold);
-        if let Ok(false) = step {
-            step = self.step_leaves(fold);
-        }
-        if let Ok(false) = step {
-            step = self.step_inner(fold);
-        }
-        match step {
-            Ok(true) => Ok(Step::Moved),
-            Ok(false) => Ok(Step::Done),
-            Err(missing) => self.wait_for(missing),
-        }
-    }
-
-    fn wait_for(&mut self, missing: Missing) -> Result<Step, String> {
-        match missing {
-            // If it lies nowhere, the next step finds that it is damaged.
-            Missing::Page(page) => drop(self.load_page(page)),
-            Missing::Buffer => {}
-            Missing::Damaged(page) => {
-                return Err(format!(
-                    "a page of the map in segment {} is damaged; run `bowline pool check`",
-                    page.segment()
-                ));
-            }
-        }
-        Ok(Step::Waits)
-    }
-
-    /// Ranges and what they freed. False when there is nothing of it left.
-    fn step_ranges(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
-        while let Some(node) = fold.give_up.last().copied() {
-            fold.give_up_node(&mut self.map, node)?;
-            fold.give_up.pop();
-        }
-        for _ in 0..PER_STEP {
-            let Some((page, level)) = fold.walk.last().copied() else { break };
-            // Pages are read one after the other here unless more are asked for beforehand.
-            let ahead: Vec<Entry> = fold.walk.iter().rev().take(8).map(|(page, _)| *page).collect();
-            for page in ahead {
-                if self.map.page(page).is_none() && !self.map.is_bad(page) {
-                    self.load_page(page);
-                }
-            }
-            fold.walk.pop();
-            match fold.free_page(&mut self.map, &mut self.segments, page, level) {
-                Ok(()) => {}
-                // What a damaged page named leaks; the page itself goes, as it would anyway.
-                Err(Missing::Damaged(page)) => fold.dies(page),
-                Err(missing) => {
-                    fold.walk.push((page, level));
-                    return Err(missing);
-                }
-            }
-        }
-        if !fold.walk.is_empty() {
-            return Ok(true);
-        }
-        let next =
-            self.map.frozen.as_ref().and_then(|f| f.ranges.all().get(fold.next_range)).copied();
-        let Some(range) = next else { return Ok(false) };
-        fold.apply_range(&mut self.map, &range)?;
-        fold.next_range += 1;
-        Ok(true)
-    }
-
-    /// Leaves. False when there is none left.
-    fn step_leaves(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
-        if let Some(frozen) = &self.map.frozen {
-            while fold.jobs.len() < LEAVES_AT_A_TIME {
-                let Some(leaf) = fold.next_leaf(frozen) else { break };
-                fold.jobs.push(leaf);
-            }
-        }
-        if fold.jobs.is_empty() {
-            return Ok(false);
-        }
-        let (mut done, mut stuck) = (0, None);
-        let mut at = 0;
-        while at < fold.jobs.len() && done < PER_STEP {
-            let (lineage, leaf) = fold.jobs[at];
-            match self.fold_leaf(fold, lineage, leaf) {
-                Ok(()) => {
-                    fold.jobs.swap_remove(at);
-                    done += 1;
-                }
-                Err(Missing::Page(page)) => {
-                    self.load_page(page);
-                    stuck = Some(Missing::Page(page));
-                    at += 1;
-                }
-                Err(other) => return if done > 0 { Ok(true) } else { Err(other) },
-            }
-        }
-        match stuck {
-            Some(missing) if done == 0 => Err(missing),
-            _ => Ok(true),
-        }
-    }
-
-    fn fold_leaf(&mut self, fold: &mut Fold, lineage: LineageId, leaf: u64) -> Result<(), Missing> {
-        let record = fold.lineages.get(&lineage).copied();
-        let is_in = |r: &LineageRecord| r.height > 0 && leaf * FANOUT < span_of_level(r.height);
-        let Some(record) = record.filter(is_in) else {
-            // Beyond the end of the disk, or of a disk that is gone: all of it is dead.
-            let frozen = self.map.frozen.as_ref();
-            let dead: Vec<Entry> = frozen
-                .map(|f| f.deltas.leaf(lineage, leaf).map(|delta| delta.entry).collect())
-                .unwrap_or_default();
-            for entry in dead.into_iter().filter(|entry| entry.has_address()) {
-                self.segments.clear_live(entry);
-            }
-            return Ok(());
-        };
-        if self.ready_stream(SegmentKind::Map).is_err() {
-            return Err(Missing::Buffer);
-        }
-        let old = fold.entry_of(&mut self.map, &record, 1, leaf)?;
-        let mut page = if old.state() == Some(State::Page) {
-            fetch(&mut self.map, old)?.to_vec().into_boxed_slice()
-        } else {
-            new_page(PageHead { level: 0, lineage, index: leaf }, old)
-        };
-        fold.open_path(&mut self.map, &record, 1, leaf)?;
-        let Some(frozen) = &self.map.frozen else { return Ok(()) };
-        change_leaf(frozen, &mut self.segments, lineage, leaf, &mut page);
-        if old.state() == Some(State::Page) {
-            fold.dies(old);
-        }
-        let entry = match uniform(&page) {
-            Some(state) => state,
-            None => self.put_page(fold, &page),
-        };
-        fold.set_entry(lineage, 1, leaf, entry);
-        Ok(())
-    }
-
-    /// Writes a page to the stream of the map, which is ready.
-    fn put_page(&mut self, fold: &mut Fold, page: &[u8]) -> Entry {
-        let stream = self.streams.of(SegmentKind::Map);
-        let index = stream.put(&self.memory, page);
-        let segment = stream.target.map(|target| target.segment).unwrap_or_default();
-        let entry = Entry::page(segment, index, block_checksum(self.header.salt, page));
-        self.segments.set_live(entry);
-        self.map.remember(entry, page);
-        fold.made.push(entry);
-        entry
-    }
-
-    /// Pages above the leaves, from the bottom up. False when there is none left.
-    fn step_inner(&mut self, fold: &mut Fold) -> Result<bool, Missing> {
-        for _ in 0..PER_STEP {
-            if fold.inner.is_empty() {
-                return Ok(false);
-            }
-            if self.ready_stream(SegmentKind::Map).is_err() {
-                return Err(Missing::Buffer);
-            }
-            let Some(((level, lineage, index), page)) = fold.inner.pop_first() else { break };
-            let entry = match uniform(&page) {
-                Some(state) => state,
-                None => self.put_page(fold, &page),
-            };
-            fold.set_entry(lineage, level + 1, index, entry);
-        }
-        Ok(true)
-    }
+    (more, less)
 }

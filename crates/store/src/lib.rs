@@ -51,7 +51,7 @@ pub use media::{Completion, Io, IoId, Media, MediumError};
 pub use recovery::{CreateOptions, create, pool_header};
 pub use repair::repair;
 pub use scrub::{ScrubFinding, ScrubSeverity, ScrubState, ScrubStatus};
-pub use status::{Counters, PoolState, Space, Status};
+pub use status::{Counters, Mapped, PoolState, Space, Status};
 #[doc(hidden)]
 pub use store::Broken;
 pub use store::{ArenaRegion, Store, StoreOptions};

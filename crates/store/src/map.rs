@@ -15,7 +15,7 @@ use bowline_arena::{Memory, Part, Span};
 
 use crate::format::{FANOUT, LineageRecord, PageRef, block_checksum, span_of_level};
 use crate::tables::{Deltas, Entry, FrameId, Frames, Ranges, State, leaf_of, newest};
-use crate::{Lba, LineageId, MediumError, SegmentId, SlotId};
+use crate::{BLOCK_BYTES, Lba, LineageId, Mapped, MediumError, SegmentId, SlotId};
 
 /// Runs of at most so many blocks are noted block by block.
 pub(crate) const SMALL_RANGE_BLOCKS: u64 = 64;
@@ -26,11 +26,18 @@ pub(crate) struct Generation {
     pub deltas: Deltas,
     pub ranges: Ranges,
     pub ordinal: u32,
+    /// By lineage: how many of the deltas name data.
+    data_blocks: BTreeMap<LineageId, u64>,
 }
 
 impl Generation {
     pub(crate) fn new(bytes: usize, seed: u64) -> Generation {
-        Generation { deltas: Deltas::new(bytes, seed), ranges: Ranges::new(RANGES_MAX), ordinal: 0 }
+        Generation {
+            deltas: Deltas::new(bytes, seed),
+            ranges: Ranges::new(RANGES_MAX),
+            ordinal: 0,
+            data_blocks: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -51,6 +58,20 @@ impl Generation {
         self.deltas.clear();
         self.ranges.clear();
         self.ordinal = 0;
+        self.data_blocks.clear();
+    }
+
+    /// So many deltas of a lineage name data now that did not, and the other way round.
+    pub(crate) fn count_data(&mut self, lineage: LineageId, more: u64, less: u64) {
+        if (more, less) != (0, 0) {
+            let count = self.data_blocks.entry(lineage).or_default();
+            *count = (*count + more).saturating_sub(less);
+        }
+    }
+
+    /// Deltas of a lineage that name data.
+    fn data_blocks(&self, lineage: LineageId) -> u64 {
+        self.data_blocks.get(&lineage).copied().unwrap_or_default()
     }
 
     /// Whether so many more changes of blocks, and ranges, fit.
@@ -144,6 +165,7 @@ impl Map {
         let old = &self.active;
         let mut large = Generation::new(old.deltas.bytes() * 2, self.salt.rotate_left(7));
         large.ordinal = old.ordinal;
+        large.data_blocks.clone_from(&old.data_blocks);
         let mut cursor = crate::tables::LeafCursor::default();
         while let Some((lineage, leaf)) = old.deltas.next_leaf(&mut cursor) {
             for delta in old.deltas.leaf(lineage, leaf) {
@@ -156,6 +178,18 @@ impl Map {
             large.ranges.insert(range.lineage, range.start, blocks, range.state, range.ordinal);
         }
         self.active = large;
+    }
+
+    /// How much of a lineage holds data.
+    pub(crate) fn mapped(&self, lineage: LineageId) -> Mapped {
+        let record = self.lineages.get(&lineage);
+        let generations = || [Some(&self.active), self.frozen.as_ref()].into_iter().flatten();
+        let changed: u64 = generations().map(|one| one.data_blocks(lineage)).sum();
+        Mapped {
+            bytes: record.map_or(Some(0), |record| record.data_blocks).map(|n| n * BLOCK_BYTES),
+            changed_bytes: changed * BLOCK_BYTES,
+            is_all: generations().all(Generation::is_empty),
+        }
     }
 
     /// What the map says of a block.

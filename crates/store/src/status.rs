@@ -116,6 +116,23 @@ pub struct Space {
     pub limit_bytes: u64,
 }
 
+/// How much of a disk holds data.
+///
+/// A write does not read the map, so what it replaced is known when the next checkpoint has folded
+/// it: `bytes` is exact for the last checkpoint, and still is if nothing has changed since. At no
+/// time are there more than `bytes + changed_bytes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// Blocks of data when the last checkpoint began. Zeros and holes do not count, whether they
+    /// are reserved or not. None if it is not known: the pool was written before it was counted, or
+    /// a page of the map was damaged.
+    pub bytes: Option<u64>,
+    /// Blocks written since; they may be new, or take the place of others.
+    pub changed_bytes: u64,
+    /// Whether nothing on any disk has changed since.
+    pub is_all: bool,
+}
+
 /// A store's account of itself.
 #[derive(Debug, Clone)]
 pub struct Status {

@@ -117,6 +117,8 @@ pub enum Broken {
     BlindScrub,
     /// Slots are opened whether they have space or not.
     OpenBareSlots,
+    /// Data below a node that a range replaced still counts as data of its disk.
+    CountWhatIsFreed,
 }
 
 /// The arena's parts that a store uses.

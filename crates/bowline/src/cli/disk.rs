@@ -17,8 +17,14 @@ pub enum Disk {
     /// Make a disk; it can be used at once
     Create(Create),
     /// All disks, one a line
+    ///
+    /// MAPPED is the data a disk held at the last checkpoint of the pool, zeros and holes not
+    /// counted. What was written since follows behind a plus: new blocks, or others in their place,
+    /// which only the next checkpoint tells apart. `-` where nobody counted.
     List,
     /// Everything about one disk
+    ///
+    /// See `disk list` for what is mapped.
     Show(Name),
     /// Give a disk another size while it is in use
     Resize(Resize),
@@ -139,9 +145,13 @@ fn list(context: &Context) -> Result<Outcome, Problem> {
     Ok(Outcome::Well)
 }
 
-/// How much a disk holds, where that is known.
+/// How much a disk holds: counted at the last checkpoint, and what was written since.
 fn mapped(disk: &DiskStatus) -> String {
-    disk.mapped_bytes.map_or_else(|| "-".into(), |bytes| Size(bytes).to_string())
+    let counted = disk.mapped_bytes.map_or_else(|| "-".into(), |bytes| Size(bytes).to_string());
+    match disk.changed_bytes {
+        0 => counted,
+        changed => format!("{counted} + {}", Size(changed)),
+    }
 }
 
 /// The disks, one a line.

@@ -141,12 +141,14 @@ impl Data {
 
     fn status_of(&self, disk: &Disk) -> DiskStatus {
         let (loss, limits) = (self.disks.loss(disk.id), disk.loss_limits);
+        let mapped = self.disks.store().mapped(disk);
         let of_disk = self.nbd.sessions().filter(|session| session.disk == Some(disk.id));
         DiskStatus {
             name: disk.name.clone(),
             id: disk.id.0,
             size_bytes: disk.bytes,
-            mapped_bytes: None,
+            mapped_bytes: mapped.bytes,
+            changed_bytes: mapped.changed_bytes,
             durability: match disk.durability {
                 Durability::Strict => api::Durability::Strict,
                 Durability::Hinted => api::Durability::Hinted,

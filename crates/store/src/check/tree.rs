@@ -85,6 +85,7 @@ impl<M: Media> Checker<'_, '_, M> {
         items: &mut Vec<Item>,
     ) -> Result<(), StoreError> {
         let lineage = record.lineage;
+        let (mut data, losses) = (0, self.report.findings.len());
         let mut todo: Vec<Node> = Vec::new();
         match record.root.state() {
             Some(State::Page) if record.height > 0 => todo.push((record.root, record.height, 0)),
@@ -109,6 +110,7 @@ impl<M: Media> Checker<'_, '_, M> {
                 match child.state() {
                     Some(State::Page) if level > 1 => todo.push((child, level - 1, at)),
                     Some(State::Data) if level == 1 => {
+                        data += 1;
                         self.reach_data(known, child, lineage, at, round, items);
                     }
                     Some(State::Lost) => self.given_up(known, lineage, (level - 1, at), round),
@@ -120,7 +122,20 @@ impl<M: Media> Checker<'_, '_, M> {
                 }
             }
         }
+        // What is counted of a tree with holes in it says nothing.
+        if round.is_first && self.report.findings.len() == losses {
+            self.compare_count(record, data);
+        }
         Ok(())
+    }
+
+    /// The checkpoint says how much data the tree of a lineage names.
+    fn compare_count(&mut self, record: &LineageRecord, found: u64) {
+        let Some(counted) = record.data_blocks.filter(|counted| *counted != found) else { return };
+        let place = format!("lineage {}", record.lineage);
+        let what = format!("its map names {found} blocks of data; the checkpoint says {counted}");
+        let remedy = "no data is lost, but this should not happen: report it";
+        self.report.find(Severity::Repairable, place, what, remedy);
     }
 
     /// A block of the tree, unless the log has something newer.

@@ -13,6 +13,10 @@ use crate::{Disk, LineageId, SegmentId, SlotId};
 /// Levels of pages a map can have: enough for any disk, and no more than a block number has room
 /// for.
 const HEIGHT_MAX: u8 = 7;
+/// More blocks than any disk has.
+const DATA_BLOCKS_MAX: u64 = 1 << 48;
+/// Flag beside the height: how many blocks hold data follows.
+const HAS_COUNT: u8 = 0x80;
 
 /// A lineage: whose map it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,9 @@ pub(crate) struct LineageRecord {
     pub height: u8,
     /// The root page, or the state of all its blocks.
     pub root: Entry,
+    /// Entries of its leaves that name data. None if that is not known: the checkpoint was written
+    /// before it was counted, or a page was lost, and what it named was given up.
+    pub data_blocks: Option<u64>,
 }
 
 /// A segment as a checkpoint knows it.
@@ -63,8 +70,11 @@ pub(crate) fn encode_catalogue(
     for one in lineages {
         out.u32(one.lineage.0);
         out.u32(one.parent.0);
-        out.u8(one.height);
+        out.u8(one.height | if one.data_blocks.is_some() { HAS_COUNT } else { 0 });
         out.0.extend_from_slice(&one.root.encode());
+        if let Some(count) = one.data_blocks {
+            out.u64(count);
+        }
     }
     out.0
 }
@@ -97,21 +107,25 @@ impl Blob {
             blob.disks.push(decode_disk(&mut from)?);
         }
         for _ in 0..from.u32()? {
-            blob.lineages.push(LineageRecord {
-                lineage: LineageId(from.u32()?),
-                parent: LineageId(from.u32()?),
-                height: from.u8().filter(|height| *height <= HEIGHT_MAX)?,
-                root: {
-                    let (address, checksum) = (from.u64()?, from.u32()?);
-                    Entry { address, checksum }
-                },
-            });
+            blob.lineages.push(decode_lineage(&mut from)?);
         }
         while !from.is_empty() {
             blob.segments.push(decode_segment(&mut from)?);
         }
         Some(blob)
     }
+}
+
+fn decode_lineage(from: &mut Reader<'_>) -> Option<LineageRecord> {
+    let (lineage, parent) = (LineageId(from.u32()?), LineageId(from.u32()?));
+    let flagged = from.u8()?;
+    let height = Some(flagged & !HAS_COUNT).filter(|height| *height <= HEIGHT_MAX)?;
+    let root = Entry { address: from.u64()?, checksum: from.u32()? };
+    let data_blocks = match flagged & HAS_COUNT {
+        0 => None,
+        _ => Some(from.u64().filter(|count| *count <= DATA_BLOCKS_MAX)?),
+    };
+    Some(LineageRecord { lineage, parent, height, root, data_blocks })
 }
 
 fn decode_segment(from: &mut Reader<'_>) -> Option<BlobSegment> {

@@ -3,6 +3,8 @@
 //!
 //! Invariants:
 //! - The same entries in the same order make the same catalogue, map and live bits.
+//! - A generation knows how many of its deltas name data, for each lineage. Whether that is new
+//!   data is known when it is folded: nothing here reads the map.
 //! - A live bit is cleared here only where the same generation of changes had set it; what older
 //!   generations point to is found when this one is folded.
 
@@ -61,6 +63,7 @@ pub(crate) fn apply(
         let ranges = &mut generation.ranges;
         return ranges.insert(entry.lineage, entry.lba, entry.blocks, state, ordinal);
     }
+    let (mut more, mut less) = (0, 0);
     for block in 0..entry.blocks {
         let lba = Lba(entry.lba.0 + block);
         let new = match Entry::of_state(state) {
@@ -70,9 +73,12 @@ pub(crate) fn apply(
         let old = generation.deltas.insert(entry.lineage, lba, new, ordinal);
         if let Some(old) = old.filter(|old| old.entry.has_address()) {
             segments.clear_live(old.entry);
+            less += 1;
         }
         if new.has_address() {
             segments.set_live(new);
+            more += 1;
         }
     }
+    generation.count_data(entry.lineage, more, less);
 }

@@ -8,7 +8,7 @@ use super::Store;
 use crate::api::{Disk, Durability, LossLimits, Provision, StoreError};
 use crate::catalogue::Catalogue;
 use crate::format::Record;
-use crate::{DiskId, Media};
+use crate::{DiskId, Mapped, Media};
 
 impl<M: Media> Store<M> {
     /// The disks of the pool.
@@ -24,6 +24,11 @@ impl<M: Media> Store<M> {
     /// A disk by its name.
     pub fn disk_by_name(&self, name: &str) -> Option<&Disk> {
         self.disks().find(|disk| disk.name == name)
+    }
+
+    /// How much of a disk holds data.
+    pub fn mapped(&self, disk: &Disk) -> Mapped {
+        self.map.mapped(disk.lineage)
     }
 
     /// Makes a disk. It is durable once a later flush is.

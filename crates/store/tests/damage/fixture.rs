@@ -137,7 +137,23 @@ fn a_pool_of_format_1_opens_for_ever() {
     world.store.close().unwrap();
     drop(world);
     assert_eq!(check_bytes(&bytes, &[], false).verdict, CheckVerdict::Clean);
-    assert!(open(bytes, 3).unwrap().read(DiskId(1), 0).unwrap() == [9; BLOCK]);
+    let mut world = open(bytes, 3).unwrap();
+    assert!(world.read(DiskId(1), 0).unwrap() == [9; BLOCK]);
+    // How much its disks hold was not counted; what holds nothing needs no counting.
+    let mapped = |world: &World| world.store.mapped(world.store.disk(DiskId(1)).unwrap()).bytes;
+    assert_eq!(mapped(&world), None);
+    world.retry(|world| world.store.discard(DiskId(1), Lba(0), 2048));
+    world.write(DiskId(1), 3, &[9; 2 * BLOCK]);
+    world.store.want_checkpoint();
+    world.poll();
+    assert_eq!(mapped(&world), None);
+    world.retry(|world| world.store.discard(DiskId(1), Lba(0), 2048));
+    world.store.want_checkpoint();
+    world.poll();
+    world.write(DiskId(1), 3, &[9; 2 * BLOCK]);
+    world.store.want_checkpoint();
+    world.poll();
+    assert_eq!(mapped(&world), Some(2 * BLOCK as u64));
 }
 
 #[test]

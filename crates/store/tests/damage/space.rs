@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use bowline_store::{BLOCK_BYTES, DiskId, Micros, PlaceKind, Space};
+use bowline_store::{
+    BLOCK_BYTES, Broken, CheckVerdict, Disk, DiskId, Mapped, Micros, PlaceKind, Space, StoreOptions,
+};
 
-use crate::world::{History, Random, SLOT_BYTES, check_bytes};
+use crate::world::{History, Random, SLOT_BYTES, check_bytes, format_with, open_with, options};
 
 const FIRST_SLOT_AT: u64 = 1 << 20;
 
@@ -91,4 +93,101 @@ fn what_is_emptied_waits_before_it_is_free() {
         }
     }
     panic!("{freed} times something that waited came free: {:?}", space(&history));
+}
+
+fn mapped(history: &History, disk: DiskId) -> Mapped {
+    history.world.store.mapped(history.world.store.disk(disk).unwrap())
+}
+
+/// How many blocks of a disk hold data, by the model.
+fn held(history: &History, disk: DiskId) -> u64 {
+    let blocks = history.model.range((disk.0, 0)..(disk.0 + 1, 0));
+    blocks.filter(|(_, tags)| tags.last() != Some(&0)).count() as u64
+}
+
+fn is_sound(verdict: CheckVerdict) -> bool {
+    matches!(verdict, CheckVerdict::Clean | CheckVerdict::Dirty)
+}
+
+/// What each disk says of its data, now and after a checkpoint, and what a check counts.
+fn compare(history: &mut History, disks: &[DiskId]) {
+    for disk in disks {
+        let (now, held) = (mapped(history, *disk), held(history, *disk) * BLOCK_BYTES);
+        let most = now.bytes.unwrap() + now.changed_bytes;
+        assert!(held <= most && (!now.is_all || held == most), "{disk}: {held}, told {now:?}");
+    }
+    let bytes = |history: &History| Rc::new(RefCell::new(history.world.bytes.borrow().clone()));
+    history.world.flush();
+    let report = check_bytes(&bytes(history), &[], false);
+    assert!(is_sound(report.verdict), "{:#?}", report.findings);
+    history.checkpoint();
+    let report_too = check_bytes(&bytes(history), &[], false);
+    assert!(is_sound(report_too.verdict), "{:#?}", report_too.findings);
+    for disk in disks {
+        let (now, held) = (mapped(history, *disk), held(history, *disk));
+        let exact = Mapped { bytes: Some(held * BLOCK_BYTES), changed_bytes: 0, is_all: true };
+        assert_eq!(now, exact, "{disk}");
+        for report in [&report, &report_too] {
+            let found = report.disks.iter().find(|found| found.id == *disk).unwrap();
+            assert_eq!(found.mapped_blocks, held, "{disk}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_says_how_much_data_it_holds() {
+    let mut history = History::new(96);
+    let disks = [history.disk("a", 64 << 20), history.disk("b", 64 << 20)];
+    let mut random = Random::new(6);
+    for step in 0..1500 {
+        let disk = disks[random.below(2) as usize];
+        let lba = random.below(3000);
+        match random.below(20) {
+            // Shorter than a range, within a leaf, and over several leaves.
+            0 => history.clear(disk, lba, 1 + random.below(40), step % 2 == 0),
+            1 => history.clear(disk, lba, 65 + random.below(200), step % 2 == 0),
+            2 => history.clear(disk, lba, 700 + random.below(700), step % 2 == 0),
+            _ => history.write(disk, lba, 1 + random.below(6)),
+        }
+        if step % 300 == 150 {
+            let disk = history.world.store.disk(disks[0]).unwrap().clone();
+            let (small, large) = (2000 * BLOCK_BYTES, disk.bytes);
+            let store = &mut history.world.store;
+            store.change_disk(Disk { bytes: small, ..disk.clone() }).unwrap();
+            store.change_disk(Disk { bytes: large, ..disk }).unwrap();
+            for (_, tags) in history.model.range_mut((disks[0].0, 2000)..(disks[0].0 + 1, 0)) {
+                tags.push(0);
+            }
+        }
+        if step % 130 == 100 {
+            history = history.restart();
+        }
+        if step % 100 == 99 {
+            compare(&mut history, &disks);
+        }
+    }
+    history.world.store.destroy_disk(disks[0]).unwrap();
+    compare(&mut history, &disks[1..]);
+}
+
+#[test]
+fn a_count_that_is_wrong_is_found() {
+    let found = |broken: Vec<Broken>| {
+        let bytes = format_with(48, SLOT_BYTES);
+        let options = StoreOptions { broken, ..options(1) };
+        let mut history = History::of(open_with(bytes.clone(), &[], options).unwrap());
+        let disk = history.disk("a", 64 << 20);
+        history.write(disk, 100, 500);
+        history.write(disk, 5000, 1);
+        history.checkpoint();
+        history.clear(disk, 0, 1000, false);
+        history.checkpoint();
+        history.world.flush();
+        check_bytes(&bytes, &[], false)
+    };
+    assert_eq!(found(Vec::new()).verdict, CheckVerdict::Dirty);
+    let report = found(vec![Broken::CountWhatIsFreed]);
+    assert_eq!(report.verdict, CheckVerdict::Repairable);
+    let what = "its map names 1 blocks of data; the checkpoint says 501";
+    assert!(report.findings.iter().any(|finding| finding.what == what), "{:#?}", report.findings);
 }

@@ -367,7 +367,11 @@ pub struct History {
 
 impl History {
     pub fn new(slots: u64) -> History {
-        let world = open(format_with(slots, SLOT_BYTES), 1).unwrap();
+        History::of(open(format_with(slots, SLOT_BYTES), 1).unwrap())
+    }
+
+    /// A history of a pool that was just made.
+    pub fn of(world: World) -> History {
         History { world, model: Model::new(), next: 0, boot: 1, compacted: 0 }
     }
 

@@ -130,8 +130,13 @@ pub struct DiskStatus {
     pub id: u32,
     /// Its size.
     pub size_bytes: u64,
-    /// How much of it holds data; `None` where that is not known.
+    /// Blocks of data it held at the last checkpoint: all it holds, if nothing was written or
+    /// discarded since. Zeros and holes do not count. `None` where that is not known: the pool was
+    /// written by a version that did not count, or a page of the map was damaged.
     pub mapped_bytes: Option<u64>,
+    /// Blocks written since that checkpoint, new ones and others: how many of them are new is known
+    /// with the next one.
+    pub changed_bytes: u64,
     /// What FLUSH means.
     pub durability: Durability,
     /// When its space is taken.

@@ -113,7 +113,9 @@ impl NbdServer {
     pub(crate) fn break_records(&mut self, broken: Option<Broken>) {
         self.records.broken = broken;
         let is_publish_broken = broken == Some(Broken::PublishBeforeContent);
-        self.table.borrow_mut().is_publish_broken = is_publish_broken;
+        let mut table = self.table.borrow_mut();
+        table.is_publish_broken = is_publish_broken;
+        table.is_silent = broken == Some(Broken::LetGoInSilence);
     }
 
     /// Makes of the records what they stand for. Nothing is admitted, queued or lent meanwhile.

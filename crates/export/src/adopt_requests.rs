@@ -1,7 +1,5 @@
 //! What becomes of the requests of a dead process: the table in module `adopt`, line by line.
 
-use std::collections::VecDeque;
-
 use bowline_arena::Span;
 use bowline_store::Seq;
 use bowline_wire::REQUEST_BYTES;
@@ -11,7 +9,7 @@ use crate::budget::Lane;
 use crate::records::{
     Broken, Executing, FoundRequest, FoundSession, LET_GO, RecordsError, RequestState, damaged,
 };
-use crate::request::{Kind, REPLY_BYTES, Read, Request, Run, STATUS_BYTES};
+use crate::request::{Kind, REPLY_BYTES, Read, Request, STATUS_BYTES};
 use crate::server::NbdServer;
 use crate::session::{Incoming, RECEIVE_RING_BYTES, TakeUp, Verdict};
 use crate::slab::Key;
@@ -237,20 +235,9 @@ fn adopted_kind(found: &FoundRequest, session: &FoundSession) -> Option<Kind> {
             if done >= header.bytes || (whole && done > 0) {
                 return None;
             }
-            let run = Run {
-                offset: header.offset.checked_add(u64::from(done))?,
-                bytes: header.bytes - done,
-                hole: false,
-            };
-            Kind::Read(Read {
-                whole,
-                plan: VecDeque::from([run]),
-                pieces: Vec::new(),
-                next: 0,
-                lane: if whole { Lane::of(header.bytes) } else { Lane::Small },
-                failure: None,
-                hole_bytes: 0,
-            })
+            // One that is whole has got nowhere, so what is left is all of it.
+            let offset = header.offset.checked_add(u64::from(done))?;
+            Kind::Read(Read::new(whole, (offset, header.bytes - done)))
         }
         command::BLOCK_STATUS => Kind::Status { one: flag(command_flag::REQ_ONE) },
         kind => Kind::Plain { writes: kind == command::WRITE || kind == command::WRITE_ZEROES },

@@ -46,16 +46,7 @@ impl NbdServer {
         let agreement = self.sessions.get(id).and_then(|session| session.agreement);
         let Some(agreement) = agreement else { return };
         let whole = undivided || !agreement.structured;
-        let run = Run { offset: header.offset, bytes: header.bytes, hole: false };
-        let read = Read {
-            whole,
-            plan: VecDeque::from([run]),
-            pieces: Vec::new(),
-            next: 0,
-            lane: if whole { Lane::of(header.bytes) } else { Lane::Small },
-            failure: None,
-            hole_bytes: 0,
-        };
+        let read = Read::new(whole, (header.offset, header.bytes));
         let Some(key) = self.request(id, &header, Kind::Read(read), REPLY_BYTES) else { return };
         self.take_request(id, key, &header);
         self.read_goes(disks, id, key);

@@ -77,6 +77,21 @@ pub(crate) struct Read {
     pub hole_bytes: u64,
 }
 
+impl Read {
+    /// A read of which nothing was asked for yet. `whole`: it is answered at once.
+    pub fn new(whole: bool, (offset, bytes): (u64, u32)) -> Read {
+        Read {
+            whole,
+            plan: VecDeque::from([Run { offset, bytes, hole: false }]),
+            pieces: Vec::new(),
+            next: 0,
+            lane: if whole { Lane::of(bytes) } else { Lane::Small },
+            failure: None,
+            hole_bytes: 0,
+        }
+    }
+}
+
 /// Bytes next to each other that are read, or known to be zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {

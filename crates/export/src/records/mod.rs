@@ -125,6 +125,8 @@ pub(crate) enum Broken {
     ForgetSend,
     /// A change whose number was reached is made again.
     ExecuteAgain,
+    /// Nobody says that a payload is gone.
+    LetGoInSilence,
 }
 
 /// The checksum beside what counts.

@@ -10,8 +10,9 @@ use bowline_wire::values::command;
 
 use super::Random;
 use super::client::{connect, one, opening, parse, read, request, take_opening, write};
-use super::rig::Rig;
+use super::rig::{DISK, Rig};
 use super::volume::MapVolume;
+use crate::records::Broken;
 use crate::{CloseCause, FoundSessions, Options};
 
 fn revive(volume: MapVolume, pages: &SharedPages) -> MapVolume {
@@ -191,6 +192,61 @@ fn a_request_that_kills_two_processes_is_answered_by_an_error() {
         assert_eq!(write(&mut rig, id, 65_536, &[5; 4096]).error, None);
         assert_eq!(read(&mut rig, id, 65_536, 512).bytes(), [5; 512]);
     }
+}
+
+/// A long write of whose first block the old bytes cannot be read: it fails while its disk holds
+/// the payload. The process dies after so many stores, and whoever gets pages next writes to them.
+/// Returns whether the client was told of an error; none if nobody died.
+fn dies_beside_a_failure(stores: u64, broken: Option<Broken>) -> Result<Option<bool>, String> {
+    const AT: u64 = 3 * 4096 + 512;
+    let mut rig = Rig::new(400, Options { sessions_max: 4, ..Options::default() });
+    rig.broken = broken;
+    rig.server.break_records(broken);
+    rig.delay(2);
+    rig.disks.store_mut().bad.insert(3);
+    let id = connect(&mut rig, "one", true);
+    let data = rig.random.bytes(70_144);
+    rig.send(id, &[request(command::WRITE, 0, 1, AT, data.len() as u32), data.clone()].concat());
+    rig.memory.cut_after(Some(stores));
+    let died = (0..40).any(|_| catch_unwind(AssertUnwindSafe(|| rig.turn())).is_err());
+    rig.memory.cut_after(None);
+    if !died {
+        return Ok(None);
+    }
+    while let Some(mut span) = { rig.pages.borrow_mut().take(1) } {
+        rig.memory.slice_mut(&mut span).fill(0xaa);
+    }
+    // The error of the medium has passed: who tries again succeeds.
+    rig.disks.store_mut().bad.clear();
+    rig = die(rig);
+    rig.settle();
+    let outcome = &parse(&rig.at(id).incoming, &BTreeMap::new())[&1];
+    let is_error = outcome.error.is_some();
+    let expected = if is_error { vec![0; data.len()] } else { data };
+    let content = rig.disks.store().content(DISK, 3 * 4096, 18 * 4096);
+    if !outcome.done || content[512..512 + expected.len()] != expected {
+        return Err(format!("cut after {stores}: other bytes, told {:?}", outcome.error));
+    }
+    rig.pass(3_000_000);
+    let is_clean = rig.is_clean();
+    is_clean.then_some(Some(is_error)).ok_or_else(|| format!("cut after {stores}: pages are held"))
+}
+
+#[test]
+fn a_payload_that_was_let_go_is_not_written() {
+    let (mut errors, mut made) = (0, 0);
+    for stores in 1.. {
+        match dies_beside_a_failure(stores, None).unwrap() {
+            Some(true) => errors += 1,
+            Some(false) => made += 1,
+            None => break,
+        }
+    }
+    assert!(errors > 0 && made > 10, "{errors} errors, {made} made after all");
+    let broken = Some(Broken::LetGoInSilence);
+    let noticed = (1..200).find_map(|stores| dies_beside_a_failure(stores, broken).err());
+    let noticed = noticed.unwrap();
+    assert!(noticed.contains("other bytes"), "{noticed}");
 }
 
 /// A rig with sessions in many states, in the middle of things.

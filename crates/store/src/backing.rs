@@ -41,6 +41,9 @@ pub(crate) struct Backing {
     refusals: u32,
     /// When the file system below was full for the last time.
     full_at: Micros,
+    /// What there was when enough slots had their space: free slots, batches and checkpoints. As
+    /// long as that is the same, they still have.
+    enough_at: Option<(usize, u64, u64)>,
 }
 
 impl<M: Media> Store<M> {
@@ -49,8 +52,13 @@ impl<M: Media> Store<M> {
         if self.backing.slot.is_some() || !self.segments.has_bare() || !self.state.is_writing() {
             return false;
         }
-        if self.segments.free_slots() >= self.backed_slots_wanted() {
-            self.backing.needed = 0;
+        let free = self.segments.free_slots();
+        let at = Some((free, self.counters.batches, self.checkpoints_begun));
+        if self.backing.enough_at == at {
+            return false;
+        }
+        if free >= self.backed_slots_wanted() {
+            (self.backing.needed, self.backing.enough_at) = (0, at);
             return false;
         }
         if self.segments.is_below_full() {
@@ -78,6 +86,7 @@ impl<M: Media> Store<M> {
     /// A request is refused until there are so many free slots.
     pub(crate) fn want_backed_slots(&mut self, count: usize) {
         self.backing.needed = self.backing.needed.max(count);
+        self.backing.enough_at = None;
     }
 
     /// The medium has taken a slot's space, or could not.

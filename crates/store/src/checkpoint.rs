@@ -6,7 +6,7 @@
 //! 2. Fold: large ranges first, then leaf by leaf, then inner pages from the bottom up.
 //! 3. Blob: catalogue, segments and live bits, in two copies that share no slot.
 //! 4. Flush; by then every batch up to the frozen one has completed.
-//! 5. Superblock, flush; its second copy, flush.
+//! 5. Superblock, flush; its second copy, flush. A copy that may not be whole comes first.
 //!
 //! A crash before step 5 leaves the last checkpoint whole: nothing it names was overwritten.
 
@@ -16,7 +16,7 @@ use crate::catalogue::Catalogue;
 use crate::fold::Fold;
 use crate::format::{
     BLOB_COPIES, BlobExtent, BlobSegment, LineageRecord, Position, SUPERBLOCK_COPIES, SegmentKind,
-    Superblock, checksum, encode_catalogue, encode_segment, superblock_at,
+    Superblock, checksum, encode_catalogue, encode_segment, other_copy, superblock_at,
 };
 use crate::io::Purpose;
 use crate::segments::{Piece, SlotState};
@@ -40,7 +40,7 @@ enum Phase {
     /// Everything it names is to be flushed.
     Flush,
     Flushing,
-    /// A copy of the superblock is to be written.
+    /// The copy of the superblock that is in doubt is to be written: the first one, or the second.
     Superblock(u64),
     SuperblockWriting(u64),
     /// The copy is to be flushed.
@@ -175,13 +175,13 @@ impl<M: Media> Store<M> {
             Phase::Blob(from) => self.step_blob(checkpoint, from),
             Phase::BlobEnd => return self.end_blob(checkpoint),
             Phase::Flush => self.flush_pages(checkpoint),
-            Phase::Superblock(copy) => self.write_superblock(checkpoint, copy),
-            Phase::SuperblockWritten(copy) => {
+            Phase::Superblock(nth) => self.write_superblock(checkpoint, nth),
+            Phase::SuperblockWritten(nth) => {
                 if !self.submit_flush(Purpose::Checkpoint) {
                     return Ok(Step::Waits);
                 }
                 self.streams.io_finished = false;
-                checkpoint.phase = Phase::SuperblockFlushing(copy);
+                checkpoint.phase = Phase::SuperblockFlushing(nth);
                 Step::Moved
             }
             Phase::Flushing | Phase::SuperblockWriting(_) | Phase::SuperblockFlushing(_) => {
@@ -316,7 +316,7 @@ impl<M: Media> Store<M> {
         Step::Moved
     }
 
-    fn write_superblock(&mut self, checkpoint: &mut Checkpoint, copy: u64) -> Step {
+    fn write_superblock(&mut self, checkpoint: &mut Checkpoint, nth: u64) -> Step {
         let root = checkpoint.root.get_or_insert_with(|| Superblock {
             generation: self.root.generation + 1,
             clean: false,
@@ -338,9 +338,9 @@ impl<M: Media> Store<M> {
         });
         let page = &mut self.streams.page;
         root.encode(self.header.salt, self.memory.slice_mut(page));
-        let at = superblock_at(root.epoch.0, copy);
+        let at = superblock_at(root.epoch.0, self.doubtful_copy);
         let from = vec![page.part()];
-        checkpoint.phase = Phase::SuperblockWriting(copy);
+        checkpoint.phase = Phase::SuperblockWriting(nth);
         self.streams.io_finished = false;
         self.in_flight.submit(&mut self.media, Purpose::Superblock, Io::Write { at, from });
         Step::Moved
@@ -350,13 +350,15 @@ impl<M: Media> Store<M> {
     fn after_io(&mut self, checkpoint: &mut Checkpoint) -> Step {
         checkpoint.phase = match checkpoint.phase {
             Phase::Flushing => Phase::Superblock(0),
-            Phase::SuperblockWriting(copy) => Phase::SuperblockWritten(copy),
-            Phase::SuperblockFlushing(copy) if copy + 1 < SUPERBLOCK_COPIES => {
+            Phase::SuperblockWriting(nth) => Phase::SuperblockWritten(nth),
+            Phase::SuperblockFlushing(nth) if nth + 1 < SUPERBLOCK_COPIES => {
                 bowline_arena::fail_point!("checkpoint.superblock.first");
-                Phase::Superblock(copy + 1)
+                self.doubtful_copy = other_copy(self.doubtful_copy);
+                Phase::Superblock(nth + 1)
             }
             Phase::SuperblockFlushing(_) => {
                 bowline_arena::fail_point!("checkpoint.superblock.second");
+                self.doubtful_copy = 0;
                 self.finish_checkpoint(checkpoint);
                 return Step::Done;
             }

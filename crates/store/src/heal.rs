@@ -9,7 +9,7 @@
 use crate::blocking::Blocking;
 use crate::format::{CUTS_MAX, Cut, EntryKind, LogEntry, Position};
 use crate::recovery::{check_slot_count, write_root};
-use crate::store::Store;
+use crate::store::{Broken, Store};
 use crate::tables::Entry;
 use crate::{BatchNumber, Lba, Media, PoolState, StoreError};
 
@@ -117,7 +117,10 @@ impl<M: Media> Store<M> {
         }
         let pages = self.log.pages.clone();
         let mut medium = Blocking::new(&mut self.media, &pages)?;
-        write_root(&mut medium, &self.header, &root)?;
+        if self.options.broken.contains(&Broken::SoundCopyFirst) {
+            self.doubtful_copy = 0;
+        }
+        write_root(&mut medium, &self.header, &root, &mut self.doubtful_copy)?;
         drop(medium);
         self.root = root;
         Ok(())

@@ -82,7 +82,7 @@ impl<M: Media> Store<M> {
         self.root.generation += 1;
         let pages = self.log.pages.clone();
         let mut medium = Blocking::new(&mut self.media, &pages)?;
-        write_root(&mut medium, &self.header, &self.root)?;
+        write_root(&mut medium, &self.header, &self.root, &mut self.doubtful_copy)?;
         drop(medium);
         self.state.stop("the pool is closed");
         Ok(())

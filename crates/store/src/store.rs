@@ -119,6 +119,12 @@ pub enum Broken {
     OpenBareSlots,
     /// Data below a node that a range replaced still counts as data of its disk.
     CountWhatIsFreed,
+    /// A start writes the second copy of a superblock before the first is flushed.
+    BothCopiesUnflushed,
+    /// A start flushes the copy of a superblock that it finds, and does not write it again.
+    FoundCopyBelieved,
+    /// A sound copy of a superblock is written over while the other one is in doubt.
+    SoundCopyFirst,
 }
 
 /// The arena's parts that a store uses.
@@ -144,6 +150,8 @@ pub struct Store<M> {
     pub(crate) catalogue: Catalogue,
     /// The superblock on the medium.
     pub(crate) root: Superblock,
+    /// The copy of it that may not be whole or durable, if one may not: it is written first.
+    pub(crate) doubtful_copy: u64,
     pub(crate) reads: Reads,
     pub(crate) events: VecDeque<Event>,
     pub(crate) checkpoint: Option<Checkpoint>,
@@ -222,6 +230,7 @@ impl<M: Media> Store<M> {
             segments: from.segments,
             catalogue: from.catalogue,
             root: from.root,
+            doubtful_copy: 0,
             reads: Reads::default(),
             events: VecDeque::new(),
             checkpoint: None,

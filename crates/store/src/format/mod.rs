@@ -24,7 +24,7 @@ pub(crate) use page::{FANOUT, PageHead, PageMut, PageRef, span_of_level};
 pub use pool::PoolHeader;
 pub(crate) use pool::{
     POOL_HEADER_AT, SLOT_BYTES_MAX, SUPERBLOCK_COPIES, SUPERBLOCK_PAIRS, has_pool_magic,
-    superblock_at,
+    other_copy, superblock_at,
 };
 pub(crate) use record::{ImageMove, MOVES_MAX, Record};
 pub(crate) use segment::{SegmentHeader, SegmentKind};

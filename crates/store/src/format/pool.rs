@@ -30,6 +30,11 @@ pub(crate) fn superblock_at(epoch: u64, copy: u64) -> u64 {
     SUPERBLOCKS_AT + (epoch % SUPERBLOCK_PAIRS * SUPERBLOCK_COPIES + copy) * SUPERBLOCK_STRIDE
 }
 
+/// The other of the two copies.
+pub(crate) fn other_copy(copy: u64) -> u64 {
+    SUPERBLOCK_COPIES - 1 - copy
+}
+
 const _: () = assert!(
     SUPERBLOCKS_AT + SUPERBLOCK_PAIRS * SUPERBLOCK_COPIES * SUPERBLOCK_STRIDE <= FIRST_SLOT_AT
 );

@@ -6,12 +6,13 @@ use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::format::{
     Blob, BlobSegment, POOL_HEADER_AT, PoolHeader, Position, SLOT_BYTES_MAX, SUPERBLOCK_COPIES,
-    SUPERBLOCK_PAIRS, SegmentKind, Superblock, checksum, superblock_at,
+    SUPERBLOCK_PAIRS, SegmentKind, Superblock, checksum, other_copy, superblock_at,
 };
 use crate::map::Map;
 use crate::recovery::Known;
 use crate::reserve::slots_max;
 use crate::segments::{Segment, Segments};
+use crate::store::Broken;
 use crate::{
     BLOCK_BYTES, BatchNumber, Epoch, Media, MediumError, PoolId, SegmentId, Seq, SlotId, StoreError,
 };
@@ -236,22 +237,54 @@ pub(crate) fn read_root<M: Media>(
 
 /// Makes sure that both copies of the superblock that counts are there, before a slot that only an
 /// older one needs is written to.
+///
+/// Whoever wrote the copy that is found may have died before it was flushed, or because a flush
+/// failed, after which no other flush says anything about it. So it is written again and flushed
+/// before the other one is touched: a loss of power could tear both. If it was durable already, the
+/// same bytes over it harm nothing.
 pub(crate) fn double_root<M: Media>(
     medium: &mut Blocking<'_, M>,
     header: &PoolHeader,
     root: &Superblock,
+    broken: &[Broken],
 ) -> Result<(), StoreError> {
+    let (mut found, mut missing) = (None, None);
     for copy in 0..SUPERBLOCK_COPIES {
-        let at = superblock_at(root.epoch.0, copy);
-        let block = medium.read(at, BLOCK_BYTES)?;
-        if Superblock::decode(header.salt, header.pool, block).as_ref() != Some(root) {
-            // Whoever wrote the other copy may have died before it was flushed: a loss of power now
-            // could tear both.
-            medium.flush()?;
-            medium.write_block(at, |block| root.encode(header.salt, block))?;
+        let block = medium.read(superblock_at(root.epoch.0, copy), BLOCK_BYTES)?;
+        let is_there = Superblock::decode(header.salt, header.pool, block).as_ref() == Some(root);
+        *(if is_there { &mut found } else { &mut missing }) = Some(copy);
+    }
+    let Some(missing) = missing else { return Ok(()) };
+    let is_believed = broken.contains(&Broken::FoundCopyBelieved);
+    if is_believed || broken.contains(&Broken::BothCopiesUnflushed) {
+        if is_believed {
             medium.flush()?;
         }
+        let at = superblock_at(root.epoch.0, missing);
+        medium.write_block(at, |block| root.encode(header.salt, block))?;
+        return Ok(medium.flush()?);
     }
+    write_root(medium, header, root, &mut found.unwrap_or(0))
+}
+
+/// Writes both copies of a superblock, one after the other: first the one that is in doubt, which
+/// may not be whole or durable, as the other one is to stay what it is until that is. Names the
+/// one that is in doubt now, whether it went well or not.
+pub(crate) fn write_root<M: Media>(
+    medium: &mut Blocking<'_, M>,
+    header: &PoolHeader,
+    root: &Superblock,
+    doubtful_copy: &mut u64,
+) -> Result<(), StoreError> {
+    let first = *doubtful_copy;
+    for copy in [first, other_copy(first)] {
+        *doubtful_copy = copy;
+        medium.write_block(superblock_at(root.epoch.0, copy), |block| {
+            root.encode(header.salt, block);
+        })?;
+        medium.flush()?;
+    }
+    *doubtful_copy = 0;
     Ok(())
 }
 

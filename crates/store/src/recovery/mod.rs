@@ -26,8 +26,7 @@ use crate::blocking::Blocking;
 use crate::catalogue::Catalogue;
 use crate::compaction::{WINDOW_BLOCKS, WINDOWS_MAX};
 use crate::format::{
-    CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SUPERBLOCK_COPIES,
-    SegmentKind, Superblock, superblock_at,
+    CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SegmentKind, Superblock,
 };
 use crate::io::InFlight;
 use crate::log::{Identity, Log, OpenSegment};
@@ -43,7 +42,7 @@ use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{
     check_slot_count, choose_root, double_root, load_blob, read_blob_copy, read_header, read_root,
-    read_roots,
+    read_roots, write_root,
 };
 pub(crate) use replay::Replay;
 pub(crate) use walk::{Damage, Walk, Why};
@@ -359,7 +358,7 @@ impl<M: Media> Opening<M> {
     ) -> Result<Log, StoreError> {
         if known.root.epoch.0 > 0 {
             let mut medium = Blocking::new(&mut self.media, &self.pages)?;
-            double_root(&mut medium, &known.header, &known.root)?;
+            double_root(&mut medium, &known.header, &known.root, &self.options.broken)?;
         }
         keep_image_slots(&self.memory, &left, &mut known.segments);
         if self.options.broken.contains(&Broken::OpenBareSlots) {
@@ -528,22 +527,7 @@ fn record_epoch<M: Media>(
     if root.cuts.len() > CUTS_MAX {
         return Err(StoreError::Damaged("too many starts without a checkpoint".into()));
     }
-    write_root(medium, &known.header, root)
-}
-
-/// Writes both copies of a superblock, one after the other.
-pub(crate) fn write_root<M: Media>(
-    medium: &mut Blocking<'_, M>,
-    header: &PoolHeader,
-    root: &Superblock,
-) -> Result<(), StoreError> {
-    for copy in 0..SUPERBLOCK_COPIES {
-        medium.write_block(superblock_at(root.epoch.0, copy), |block| {
-            root.encode(header.salt, block);
-        })?;
-        medium.flush()?;
-    }
-    Ok(())
+    write_root(medium, &known.header, root, &mut 0)
 }
 
 /// What is missing of the medium, if anything is.

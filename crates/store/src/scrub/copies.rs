@@ -15,7 +15,7 @@ use super::{Job, Next, Phase, ScrubFinding, ScrubSeverity};
 use crate::format::{
     POOL_HEADER_AT, PoolHeader, SUPERBLOCK_COPIES, SUPERBLOCK_PAIRS, Superblock, superblock_at,
 };
-use crate::store::Store;
+use crate::store::{Broken, Store};
 use crate::{BLOCK_BYTES, Epoch, Media};
 
 /// Blocks there are.
@@ -173,6 +173,12 @@ impl<M: Media> Store<M> {
         let is_writing = self.state.is_writing();
         let (severity, remedy) = match (is_writing, is_running) {
             (true, true) => {
+                // No checkpoint is under way. The one asked for must not touch the good copy first.
+                if let Place::Superblock { copy, .. } = place
+                    && !self.options.broken.contains(&Broken::SoundCopyFirst)
+                {
+                    self.doubtful_copy = copy;
+                }
                 self.want_checkpoint();
                 (ScrubSeverity::Repaired, "the next checkpoint, which was asked for, writes it")
             }

@@ -1,18 +1,17 @@
 //! A history as it is made: requests, checkpoints, kills and power cuts.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 
-use bowline_arena::Arena;
+use bowline_arena::{Arena, Memory};
 use bowline_store::{
-    Broken, Change, Disk, DiskId, Durability, Event, Lba, Payload, Provision, Refused, Store,
+    Broken, Change, Disk, DiskId, Durability, Event, Io, Lba, Payload, Provision, Refused, Store,
     Ticket,
 };
 
 use crate::world::{
-    BLOCK, Content, HOLE, Step, Tape, Taped, Timeline, Walk, World, ZERO, after_power_cut, arena,
-    block_of, fresh,
+    BLOCK, Before, Content, Fails, HOLE, Step, Tape, Taped, Timeline, Walk, World, ZERO,
+    after_power_cut, arena, block_of, fresh,
 };
 
 /// Of so many writes, one is met by a kill of the process.
@@ -31,6 +30,45 @@ pub struct History {
     pub random: u64,
     pub compacted: u64,
     pub broken: Option<Broken>,
+    /// What is done with a process that is killed before a write or a flush.
+    pub killed: Killed,
+    /// Says what fails.
+    pub fails: Option<Fails>,
+}
+
+pub type Killed = Rc<dyn Fn(&Death)>;
+
+/// What a process that is killed leaves, and what was promised by then.
+pub struct Death<'a> {
+    /// The write or flush that never happens.
+    pub before: &'a Io,
+    pub bytes: &'a RefCell<Vec<u8>>,
+    pub memory: &'a Memory,
+    pub tape: &'a Tape,
+    pub boot: u128,
+    pub broken: Option<Broken>,
+}
+
+impl Death<'_> {
+    /// Starts its successor, which must find all that was admitted. Returns how much of its tape
+    /// the start took.
+    pub fn start(
+        &self,
+        tape: Option<Rc<RefCell<Tape>>>,
+        kill: impl FnOnce(&Taped) -> Option<Before>,
+    ) -> usize {
+        let arena = Arena::adopt_private(self.memory.successor()).unwrap();
+        let bytes = Rc::new(RefCell::new(self.bytes.borrow().clone()));
+        let mut media = Taped { tape: tape.clone(), ..Taped::new(bytes, arena.memory.clone()) };
+        media.kill = kill(&media);
+        let steps = self.tape.steps.len();
+        let mut world = World::open(arena, false, media, self.boot, self.broken)
+            .unwrap_or_else(|error| panic!("killed at {steps}: {error}"));
+        let length = tape.map_or(0, |tape| tape.borrow().steps.len());
+        let found = world.contents();
+        assert!(found == self.tape.now, "killed at {steps}: not as it was");
+        length
+    }
 }
 
 impl History {
@@ -39,17 +77,29 @@ impl History {
         let tape = Rc::new(RefCell::new(Tape::default()));
         let first = Timeline { states: vec![(0, Content::new())], ..Timeline::default() };
         tape.borrow_mut().timelines.push(first);
+        let kills = Rc::new(Cell::new(0));
+        let counted = kills.clone();
+        let killed = move |death: &Death| {
+            counted.set(counted.get() + u64::from(matches!(death.before, Io::Write { .. })));
+            if matches!(death.before, Io::Write { .. })
+                && counted.get().is_multiple_of(KILLS_STRIDE)
+            {
+                death.start(None, |_| None);
+            }
+        };
         let mut history = History {
             world: None,
             bytes,
             tape,
-            kills: Rc::default(),
+            kills,
             is_armed: Rc::default(),
             tags: ZERO,
             boot: 1,
             random: 88172645463325252 ^ seed,
             compacted: 0,
             broken,
+            killed: Rc::new(killed),
+            fails: None,
         };
         history.open();
         history
@@ -64,27 +114,18 @@ impl History {
 
     pub fn media(&self, arena: &Arena) -> Taped {
         let (bytes, memory) = (self.bytes.clone(), arena.memory.clone());
-        let (tape, kills, is_armed) =
-            (self.tape.clone(), self.kills.clone(), self.is_armed.clone());
-        let (copied, left, boot) = (bytes.clone(), memory.clone(), self.boot);
-        let broken = self.broken;
-        let kill = move || {
-            kills.set(kills.get() + 1);
-            if !is_armed.get() || !kills.get().is_multiple_of(KILLS_STRIDE) {
-                return;
+        let (tape, is_armed, killed) =
+            (self.tape.clone(), self.is_armed.clone(), self.killed.clone());
+        let (boot, broken) = (self.boot, self.broken);
+        let kill = move |before: &Io| {
+            if is_armed.get() {
+                let (tape, bytes, memory) = (&tape.borrow(), &bytes, &memory);
+                killed(&Death { before, bytes, memory, tape, boot, broken });
             }
-            let bytes = Rc::new(RefCell::new(copied.borrow().clone()));
-            let arena = Arena::adopt_private(left.successor()).unwrap();
-            let (memory, done) = (arena.memory.clone(), VecDeque::new());
-            let media = Taped { bytes, memory, done, tape: None, kill: None };
-            let tape = tape.borrow();
-            let mut world = World::open(arena, false, media, boot, broken)
-                .unwrap_or_else(|error| panic!("killed at {}: {error}", tape.steps.len()));
-            let found = world.contents();
-            assert!(found == tape.now, "killed at {}: not as it was", tape.steps.len());
         };
-        let (tape, kill) = (Some(self.tape.clone()), Some(Rc::new(kill) as Rc<dyn Fn()>));
-        Taped { bytes, memory, done: VecDeque::new(), tape, kill }
+        let (tape, kill) = (Some(self.tape.clone()), Some(Rc::new(kill) as Before));
+        let fails = self.fails.clone();
+        Taped { tape, kill, fails, ..Taped::new(self.bytes.clone(), arena.memory.clone()) }
     }
 
     pub fn open(&mut self) {

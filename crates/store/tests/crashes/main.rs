@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod history;
+mod roots;
 mod world;
 
 use std::cell::RefCell;

@@ -26,6 +26,8 @@ pub enum Step {
         bytes: Rc<Vec<u8>>,
     },
     Flush,
+    /// A flush that failed: what it should have covered is in doubt until it is written again.
+    FailedFlush,
     /// The host went down; unflushed writes were kept or lost.
     Cut {
         is_kept: bool,
@@ -70,14 +72,27 @@ pub struct Tape {
     pub now: Content,
 }
 
+/// What is done before a write or a flush.
+pub type Before = Rc<dyn Fn(&Io)>;
+/// Says what fails.
+pub type Fails = Rc<dyn Fn(&Io) -> bool>;
+
 /// A medium in memory that completes at once and keeps a tape, if it has one.
 pub struct Taped {
     pub bytes: Rc<RefCell<Vec<u8>>>,
     pub memory: Rc<Memory>,
     pub done: VecDeque<Completion>,
     pub tape: Option<Rc<RefCell<Tape>>>,
-    /// Called before each write lands.
-    pub kill: Option<Rc<dyn Fn()>>,
+    /// Called before each write and flush.
+    pub kill: Option<Before>,
+    /// Says what fails: of a write some sectors land all the same.
+    pub fails: Option<Fails>,
+}
+
+impl Taped {
+    pub fn new(bytes: Rc<RefCell<Vec<u8>>>, memory: Rc<Memory>) -> Taped {
+        Taped { bytes, memory, done: VecDeque::new(), tape: None, kill: None, fails: None }
+    }
 }
 
 impl Media for Taped {
@@ -86,6 +101,11 @@ impl Media for Taped {
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
+        let is_change = matches!(io, Io::Write { .. } | Io::Flush);
+        if let Some(kill) = self.kill.as_ref().filter(|_| is_change) {
+            kill(&io);
+        }
+        let is_failing = self.fails.as_ref().is_some_and(|fails| is_change && fails(&io));
         match &io {
             Io::Read { at, into } => {
                 let bytes = self.bytes.borrow();
@@ -93,11 +113,11 @@ impl Media for Taped {
                 self.memory.land(*into, &bytes[from..from + into.bytes as usize]);
             }
             Io::Write { at, from } => {
-                if let Some(kill) = &self.kill {
-                    kill();
-                }
                 let mut taken = Vec::new();
                 from.iter().for_each(|part| self.memory.fetch(*part, &mut taken));
+                if is_failing {
+                    taken.truncate(512);
+                }
                 let at = *at as usize;
                 self.bytes.borrow_mut()[at..at + taken.len()].copy_from_slice(&taken);
                 if let Some(tape) = &self.tape {
@@ -107,12 +127,15 @@ impl Media for Taped {
             }
             Io::Flush => {
                 if let Some(tape) = &self.tape {
-                    tape.borrow_mut().steps.push(Step::Flush);
+                    let step = if is_failing { Step::FailedFlush } else { Step::Flush };
+                    tape.borrow_mut().steps.push(step);
                 }
             }
             _ => {}
         }
-        self.done.push_back(Completion { id, result: Ok(()) });
+        let error = || MediumError::System { call: "test".into(), code: 5 };
+        let result = if is_failing { Err(error()) } else { Ok(()) };
+        self.done.push_back(Completion { id, result });
     }
 
     fn complete(&mut self) -> Option<Completion> {
@@ -282,21 +305,26 @@ pub fn after_power_cut(
     let arena = arena();
     let memory = arena.memory.clone();
     let bytes = Rc::new(RefCell::new(bytes));
-    let media = Taped { bytes, memory, done: VecDeque::new(), tape: None, kill: None };
+    let media = Taped::new(bytes, memory);
     let mut world = World::open(arena, true, media, boot, broken)?;
     found_in(&mut world, timeline, bounds)
 }
 pub const SIZE: usize = (FIRST_SLOT_AT + SLOTS * SLOT_BYTES) as usize;
 
 /// What is flushed, and what came after, as a tape is walked along.
+#[derive(Clone)]
 pub struct Walk {
     pub stable: Vec<u8>,
     pub pending: Vec<(usize, Rc<Vec<u8>>)>,
+    /// Blocks that a failed flush should have covered, by their places: no flush since then says
+    /// anything about them.
+    pub doubtful: BTreeMap<usize, Vec<u8>>,
 }
 
 impl Walk {
     pub fn over(steps: &[Step]) -> Walk {
-        let mut walk = Walk { stable: fresh(), pending: Vec::new() };
+        let (pending, doubtful) = (Vec::new(), BTreeMap::new());
+        let mut walk = Walk { stable: fresh(), pending, doubtful };
         steps.iter().for_each(|step| walk.step(step));
         walk
     }
@@ -305,12 +333,24 @@ impl Walk {
         match step {
             Step::Write { at, bytes } => self.pending.push((*at, bytes.clone())),
             Step::Flush => {
-                self.stable = self.with(|_| true);
-                self.pending.clear();
+                for (at, bytes) in self.pending.drain(..) {
+                    self.stable[at..at + bytes.len()].copy_from_slice(&bytes);
+                    for block in (at..at + bytes.len()).step_by(BLOCK) {
+                        self.doubtful.remove(&block);
+                    }
+                }
+            }
+            Step::FailedFlush => {
+                for (at, bytes) in self.pending.drain(..) {
+                    for (number, block) in bytes.chunks(BLOCK).enumerate() {
+                        self.doubtful.insert(at + number * BLOCK, block.to_vec());
+                    }
+                }
             }
             Step::Cut { is_kept } => {
                 self.stable = self.with(|_| *is_kept);
                 self.pending.clear();
+                self.doubtful.clear();
             }
         }
     }
@@ -318,6 +358,9 @@ impl Walk {
     /// The medium with some of the unflushed writes.
     pub fn with(&self, keep: impl Fn(usize) -> bool) -> Vec<u8> {
         let mut bytes = self.stable.clone();
+        for (at, block) in &self.doubtful {
+            bytes[*at..*at + block.len()].copy_from_slice(block);
+        }
         for (number, (at, write)) in self.pending.iter().enumerate() {
             if keep(number) {
                 bytes[*at..*at + write.len()].copy_from_slice(write);
@@ -331,8 +374,7 @@ impl Walk {
 pub fn fresh() -> Vec<u8> {
     let bytes = Rc::new(RefCell::new(vec![0; SIZE]));
     let arena = arena();
-    let (memory, done) = (arena.memory.clone(), VecDeque::new());
-    let mut media = Taped { bytes: bytes.clone(), memory, done, tape: None, kill: None };
+    let mut media = Taped::new(bytes.clone(), arena.memory.clone());
     let options =
         CreateOptions { pool: PoolId(5), salt: 31, slot_bytes: SLOT_BYTES, now_seconds: 0 };
     create(&mut media, &arena.pages, &options).unwrap();

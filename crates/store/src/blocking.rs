@@ -111,6 +111,19 @@ impl<'a, M: Media> Blocking<'a, M> {
         self.run(Io::Write { at, from })
     }
 
+    /// Writes once more what lies there already.
+    pub(crate) fn rewrite(&mut self, at: u64, bytes: u64) -> Result<(), MediumError> {
+        let mut done = 0;
+        while done < bytes {
+            let window = self.read(at + done, bytes - done)?.len() as u32;
+            let Some(span) = &self.buffer else { return Err(MediumError::Died) };
+            let from = vec![span.part().sub(0, window)];
+            self.run(Io::Write { at: at + done, from })?;
+            done += u64::from(window);
+        }
+        Ok(())
+    }
+
     /// Takes space.
     pub(crate) fn allocate(&mut self, at: u64, bytes: u64) -> Result<(), MediumError> {
         self.run(Io::Allocate { at, bytes, zeroed: false })

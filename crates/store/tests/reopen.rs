@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -16,21 +17,49 @@ use bowline_store::{
 
 const BLOCK: usize = 4096;
 
-/// A medium in memory that completes at once. Its flushes fail as long as it is told so.
+/// What a medium shows, and what of that a loss of power leaves.
+struct Device {
+    shown: RefCell<Vec<u8>>,
+    kept: RefCell<Vec<u8>>,
+    unflushed: RefCell<Vec<Range<usize>>>,
+    /// A flush fails as long as this is set, and drops what it should have kept.
+    is_failing: Cell<bool>,
+}
+
+impl Device {
+    fn new(bytes: u64) -> Rc<Device> {
+        let zeros = || RefCell::new(vec![0; bytes as usize]);
+        let (shown, kept) = (zeros(), zeros());
+        Rc::new(Device { shown, kept, unflushed: RefCell::default(), is_failing: Cell::default() })
+    }
+
+    fn flush(&self) -> Result<(), MediumError> {
+        let unflushed = self.unflushed.take();
+        if self.is_failing.get() {
+            return Err(MediumError::System { call: "flush".into(), code: 5 });
+        }
+        let (shown, mut kept) = (self.shown.borrow(), self.kept.borrow_mut());
+        for range in unflushed {
+            kept[range.clone()].copy_from_slice(&shown[range]);
+        }
+        Ok(())
+    }
+}
+
+/// A medium in memory that completes at once.
 struct Plain {
-    is_failing: Rc<Cell<bool>>,
-    bytes: Rc<RefCell<Vec<u8>>>,
+    device: Rc<Device>,
     memory: Rc<Memory>,
     done: VecDeque<Completion>,
 }
 
 impl Media for Plain {
     fn bytes_total(&self) -> u64 {
-        self.bytes.borrow().len() as u64
+        self.device.shown.borrow().len() as u64
     }
 
     fn submit(&mut self, id: IoId, io: Io) {
-        let mut bytes = self.bytes.borrow_mut();
+        let mut bytes = self.device.shown.borrow_mut();
         match io {
             Io::Read { at, into } => {
                 let at = at as usize;
@@ -39,15 +68,18 @@ impl Media for Plain {
             }
             Io::Write { at, from } => {
                 let mut at = at as usize;
+                let first = at;
                 for part in from {
                     let mut taken = Vec::new();
                     self.memory.fetch(part, &mut taken);
                     bytes[at..at + taken.len()].copy_from_slice(&taken);
                     at += taken.len();
                 }
+                self.device.unflushed.borrow_mut().push(first..at);
             }
-            Io::Flush if self.is_failing.get() => {
-                let result = Err(MediumError::System { call: "flush".into(), code: 5 });
+            Io::Flush => {
+                drop(bytes);
+                let result = self.device.flush();
                 return self.done.push_back(Completion { id, result });
             }
             _ => {}
@@ -76,8 +108,7 @@ impl Random {
 }
 
 struct World {
-    is_failing: Rc<Cell<bool>>,
-    bytes: Rc<RefCell<Vec<u8>>>,
+    device: Rc<Device>,
     store: Store<Plain>,
     memory: Rc<Memory>,
     pages: SharedPages,
@@ -90,37 +121,38 @@ fn options() -> StoreOptions {
     StoreOptions { delta_bytes: 1 << 20, map_frames: 64, ..StoreOptions::default() }
 }
 
-fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena, is_failing: &Rc<Cell<bool>>) -> Plain {
-    let (bytes, memory, is_failing) = (bytes.clone(), arena.memory.clone(), is_failing.clone());
-    Plain { is_failing, bytes, memory, done: VecDeque::new() }
+fn booted(boot: u128) -> StoreOptions {
+    StoreOptions { boot, ..options() }
+}
+
+fn plain(device: &Rc<Device>, arena: &Arena) -> Plain {
+    Plain { device: device.clone(), memory: arena.memory.clone(), done: VecDeque::new() }
 }
 
 fn start(
-    bytes: &Rc<RefCell<Vec<u8>>>,
-    is_failing: &Rc<Cell<bool>>,
+    device: &Rc<Device>,
     arena: Arena,
     fresh: bool,
-    boot: u128,
+    options: StoreOptions,
 ) -> (Store<Plain>, Rc<Memory>, SharedPages) {
-    let media = plain(bytes, &arena, is_failing);
+    let media = plain(device, &arena);
     let region =
         ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: fresh };
-    let store = Store::open(media, region, StoreOptions { boot, ..options() }).unwrap();
+    let store = Store::open(media, region, options).unwrap();
     (store, arena.memory, arena.pages)
 }
 
 impl World {
     fn new(slots: u64, slot_bytes: u64) -> World {
-        let bytes = Rc::new(RefCell::new(vec![0; ((1 << 20) + slots * slot_bytes) as usize]));
+        let device = Device::new((1 << 20) + slots * slot_bytes);
         let arena = Arena::private(64 << 10, 4 << 20);
-        let is_failing = Rc::default();
-        let mut media = plain(&bytes, &arena, &is_failing);
+        let mut media = plain(&device, &arena);
         let made = CreateOptions { pool: PoolId(7), salt: 99, slot_bytes, now_seconds: 0 };
         create(&mut media, &arena.pages, &made).unwrap();
-        let (mut store, memory, pages) = start(&bytes, &is_failing, arena, true, 1);
+        let (mut store, memory, pages) = start(&device, arena, true, booted(1));
         let disk =
             store.create_disk("disk0", 256 << 20, Durability::Strict, Provision::Thin).unwrap();
-        World { is_failing, bytes, store, memory, pages, model: BTreeMap::new(), disk, now: 0 }
+        World { device, store, memory, pages, model: BTreeMap::new(), disk, now: 0 }
     }
 
     fn poll(&mut self) {
@@ -209,19 +241,30 @@ impl World {
     }
 
     fn kill(self) -> World {
-        let World { is_failing, bytes, store, memory, pages, model, disk, now } = self;
+        let World { device, store, memory, pages, model, disk, now } = self;
         drop((store, pages));
         let arena = Arena::adopt_private(memory.successor()).unwrap();
-        let (store, memory, pages) = start(&bytes, &is_failing, arena, false, 1);
-        World { is_failing, bytes, store, memory, pages, model, disk, now }
+        let (store, memory, pages) = start(&device, arena, false, booted(1));
+        World { device, store, memory, pages, model, disk, now }
     }
 
+    /// The host starts again, and the medium has kept everything.
     fn power_cut(self, boot: u128) -> World {
-        let World { is_failing, bytes, store, memory, pages, model, disk, now } = self;
+        self.without_arena(booted(boot))
+    }
+
+    /// The host starts again, and the medium has what was flushed.
+    fn power_cut_with_cache(self, boot: u128) -> World {
+        self.device.shown.borrow_mut().copy_from_slice(&self.device.kept.borrow());
+        self.without_arena(booted(boot))
+    }
+
+    fn without_arena(self, options: StoreOptions) -> World {
+        let World { device, store, memory, pages, model, disk, now } = self;
         drop((store, pages, memory));
         let arena = Arena::private(64 << 10, 4 << 20);
-        let (store, memory, pages) = start(&bytes, &is_failing, arena, true, boot);
-        World { is_failing, bytes, store, memory, pages, model, disk, now }
+        let (store, memory, pages) = start(&device, arena, true, options);
+        World { device, store, memory, pages, model, disk, now }
     }
 }
 
@@ -269,6 +312,25 @@ fn a_kill_loses_nothing_that_was_admitted() {
 }
 
 #[test]
+fn what_a_failed_flush_dropped_is_written_again_when_the_arena_is_gone() {
+    let mut world = World::new(40, 256 << 10);
+    world.write(0, 8, 3);
+    world.flush();
+    world.device.is_failing.set(true);
+    world.write(100, 70, 7);
+    world.store.flush(Ticket(9));
+    world.poll();
+    assert!(matches!(world.store.status().state, PoolState::Stopped(_)));
+    world.device.is_failing.set(false);
+    world = world.without_arena(StoreOptions { accept_loss: true, is_quiet: true, ..booted(1) });
+    world.check(512);
+    // The new epoch counts these batches as its own past: they have to be there to stay.
+    world = world.power_cut_with_cache(2);
+    assert!(is_well(&world));
+    world.check(512);
+}
+
+#[test]
 fn a_full_pool_says_so_and_lives_on() {
     let mut world = World::new(40, 128 << 10);
     let mut lba = 0;
@@ -299,7 +361,7 @@ fn four_fifths_of_a_pool_hold_live_data() {
     while world.write(lba, 128, (lba % 250) as u8 + 1) {
         lba += 128;
     }
-    let (held, all) = (lba * BLOCK as u64, world.bytes.borrow().len() as u64);
+    let (held, all) = (lba * BLOCK as u64, world.device.shown.borrow().len() as u64);
     assert!(held * 5 >= all * 4, "{held} of {all} bytes");
     world.discard(0, 1280);
     assert!((0..8).all(|at| world.write(at * 128, 128, 1)), "what was given back is used again");
@@ -347,10 +409,10 @@ fn slots_of_blobs_that_were_given_up_come_back() {
         // So that it is not the flush of the log that fails, before there is a blob.
         world.flush();
         world.store.want_checkpoint();
-        world.is_failing.set(true);
+        world.device.is_failing.set(true);
         world.poll();
         assert!(!world.store.status().state.is_writing(), "the flush of the checkpoint fails");
-        world.is_failing.set(false);
+        world.device.is_failing.set(false);
         world.store.resume().unwrap();
         world.store.checkpoint_now().unwrap();
         world.store.checkpoint_now().unwrap();
@@ -362,10 +424,10 @@ fn slots_of_blobs_that_were_given_up_come_back() {
 
 #[test]
 fn a_store_without_memory_for_the_largest_write_is_not_opened() {
-    let bytes = World::new(40, 256 << 10).bytes;
+    let device = World::new(40, 256 << 10).device;
     let refusal = |delta_bytes: usize, control: u64, pages: u64| {
         let arena = Arena::private(control, pages);
-        let media = plain(&bytes, &arena, &Rc::default());
+        let media = plain(&device, &arena);
         let region =
             ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: true };
         let write_bytes_max = 32 << 20;

@@ -6,7 +6,8 @@
 //!   reading, and nothing is cut off.
 //! - With the arena of the last epoch at hand, the log counts as far as the arena saw it flushed;
 //!   everything later is in the arena and is written again. So a flush that failed before the
-//!   process died cannot make recovery trust what the medium only seems to hold.
+//!   process died cannot make recovery trust what the medium only seems to hold. Where the arena
+//!   is gone but the host is not, what nothing proves to be durable is written in place once more.
 //! - Recovery writes only to slots nothing points to, and its own record of the new epoch last.
 //!   So it may be cut off anywhere and done again.
 
@@ -132,8 +133,15 @@ impl<M: Media> Store<M> {
             true if !options.is_quiet => PoolState::LostWrites(NOT_QUIET.into()),
             _ => PoolState::Healthy,
         };
-        let opening =
-            Opening { media, pages: arena.pages, memory, staging: Some(staging), options, state };
+        let opening = Opening {
+            media,
+            pages: arena.pages,
+            memory,
+            staging: Some(staging),
+            options,
+            state,
+            is_arena_lost: lost,
+        };
         opening.run(header, root, left, is_ours)
     }
 }
@@ -200,6 +208,8 @@ struct Opening<M> {
     staging: Option<Staging>,
     options: StoreOptions,
     state: PoolState,
+    /// The arena of the last epoch is gone, although the host still runs.
+    is_arena_lost: bool,
 }
 
 impl<M: Media> Opening<M> {
@@ -320,6 +330,7 @@ impl<M: Media> Opening<M> {
         let mut walk = Walk::new(&known, flushed.filter(|_| is_ours));
         known.segments.reuses_at_once =
             self.options.broken.contains(&Broken::ReuseBeforeCheckpoint);
+        walk.is_rewritten = self.is_arena_lost && self.state.is_writing();
         walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
         let mut replay = Replay::new(known.root.seq);
         let damage = walk.run(&mut medium, &mut known, &mut replay)?;

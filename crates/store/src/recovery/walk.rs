@@ -84,6 +84,10 @@ pub(crate) struct Walk {
     /// behind it is in the arena, and is written again. A flush may have failed since, and then
     /// what the medium shows now is not there to stay.
     limit: Option<BatchNumber>,
+    /// Whether what nothing proves to have been flushed is written where it lies once more: the
+    /// arena is gone, the host is not, and the last flush may have failed with nobody there to
+    /// hear it.
+    pub is_rewritten: bool,
 }
 
 /// Blocks of a slot in memory.
@@ -110,6 +114,7 @@ impl Walk {
             failed: None,
             is_chain_ignored: false,
             limit,
+            is_rewritten: false,
         }
     }
 
@@ -149,6 +154,9 @@ impl Walk {
         while let Some(one) = self.waiting.pop_front() {
             if !self.verifies(medium, &one)? {
                 break;
+            }
+            if self.is_rewritten {
+                self.rewrite(medium, &one)?;
             }
             if let Some(damage) = self.accept(medium, known, replay, &one)? {
                 return Ok(Some(damage));
@@ -378,6 +386,18 @@ impl Walk {
     pub(super) fn damage(&self, why: Why) -> Damage {
         let missing = BatchNumber(self.at.number.0 + 1);
         Damage { missing, segment: self.at.segment, slot: self.at.slot, why }
+    }
+
+    /// Writes a batch once more, and the header of its segment if it is the first there.
+    fn rewrite<M: Media>(
+        &self,
+        medium: &mut Blocking<'_, M>,
+        one: &Candidate,
+    ) -> Result<(), StoreError> {
+        let first = if one.head.block == 1 { 0 } else { one.head.block };
+        let blocks = one.head.block + 1 + one.head.data_blocks - first;
+        let at = self.header.block_at(one.slot, first);
+        Ok(medium.rewrite(at, u64::from(blocks) * BLOCK_BYTES)?)
     }
 
     /// Whether the data of a batch is what its head says.

@@ -344,6 +344,13 @@ impl Log {
         Some((batch.number, batch.slot, block, parts))
     }
 
+    /// The last batch before the first that waits to be written.
+    pub(crate) fn submitted_through(&self) -> BatchNumber {
+        let waits = |batch: &&Batch| matches!(batch.stage, Stage::Open | Stage::Closed);
+        let first = self.batches.iter().find(waits);
+        first.map_or(self.last(), |batch| BatchNumber(batch.number.0 - 1))
+    }
+
     /// Blocks of the batches that wait to be written, the open one with them.
     pub(crate) fn waiting_blocks(&self) -> u64 {
         let waits = |batch: &&Batch| matches!(batch.stage, Stage::Open | Stage::Closed);

@@ -4,6 +4,7 @@
 //! - One flush is in flight at a time: of two, one could fail and the other seem to succeed.
 //! - A request for a flush succeeds only when everything admitted before it had completed, and a
 //!   flush of the medium that was submitted after that has succeeded.
+//! - Who waits for a flush is not made to wait for more than a little of what was admitted later.
 //! - A write that failed twice, or a flush that failed once, stops the log until what the arena
 //!   holds has been written elsewhere.
 
@@ -153,7 +154,7 @@ impl<M: Media> Store<M> {
             return false;
         }
         let mut moved = self.close_when_idle();
-        while self.flow.has_room() {
+        while self.flow.has_room(self.is_next_behind_flush()) {
             let Some((number, slot, block, from)) = self.log.submit_next() else {
                 let is_eager = self.flow.batches() < EAGER_BATCHES_MAX
                     || self.flush_wanted
@@ -225,6 +226,12 @@ impl<M: Media> Store<M> {
         self.in_flight.submit(&mut self.media, Purpose::LogFlush, Io::Flush);
         bowline_arena::fail_point!("log.flush.submitted");
         true
+    }
+
+    /// Whether the next batch to be submitted is one that nobody who waits for a flush waits for.
+    fn is_next_behind_flush(&self) -> bool {
+        let target = self.waiters.back().map(|(target, _)| *target);
+        target.is_some_and(|target| self.log.submitted_through() >= target)
     }
 
     /// Whether too much waits to be written for more to be admitted.

@@ -250,11 +250,19 @@ pub(crate) fn double_root<M: Media>(
 ) -> Result<(), StoreError> {
     let (mut found, mut missing) = (None, None);
     for copy in 0..SUPERBLOCK_COPIES {
-        let block = medium.read(superblock_at(root.epoch.0, copy), BLOCK_BYTES)?;
-        let is_there = Superblock::decode(header.salt, header.pool, block).as_ref() == Some(root);
+        let is_there = match medium.read(superblock_at(root.epoch.0, copy), BLOCK_BYTES) {
+            Ok(block) => Superblock::decode(header.salt, header.pool, block).as_ref() == Some(root),
+            Err(MediumError::Died) => return Err(MediumError::Died.into()),
+            // A block that cannot be read can often be written: that is what the other copy is for.
+            Err(_) => false,
+        };
         *(if is_there { &mut found } else { &mut missing }) = Some(copy);
     }
     let Some(missing) = missing else { return Ok(()) };
+    let Some(mut found) = found else {
+        let what = "neither copy of the superblock that was just read can be read again";
+        return Err(StoreError::Damaged(format!("{what}: check the device, then start again")));
+    };
     let is_believed = broken.contains(&Broken::FoundCopyBelieved);
     if is_believed || broken.contains(&Broken::BothCopiesUnflushed) {
         if is_believed {
@@ -264,7 +272,7 @@ pub(crate) fn double_root<M: Media>(
         medium.write_block(at, |block| root.encode(header.salt, block))?;
         return Ok(medium.flush()?);
     }
-    write_root(medium, header, root, &mut found.unwrap_or(0))
+    write_root(medium, header, root, &mut found)
 }
 
 /// Writes both copies of a superblock, one after the other: first the one that is in doubt, which

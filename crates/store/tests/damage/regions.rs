@@ -108,6 +108,17 @@ fn both_copies_of_a_superblock_are_lost() {
 }
 
 #[test]
+fn a_copy_of_a_superblock_that_cannot_be_read_stops_nobody() {
+    let image = image();
+    for copy in 0..8 {
+        let bad = (128 << 10) + copy * (16 << 10);
+        let bad = bad..bad + 4096;
+        let outcome = judge_unreadable(image, image.bytes.clone(), &[bad], 5);
+        assert!(outcome.is_healthy, "copy {copy}: {:?}", outcome.verdict);
+    }
+}
+
+#[test]
 fn sectors_that_cannot_be_read() {
     let image = image();
     let mut random = Random::new(8);

@@ -108,6 +108,9 @@ impl<S: Subject> Simulation<'_, S> {
                 }
                 Ok(Err(Refused::Busy)) => {
                     self.coverage.hit("busy");
+                    if self.watch.phase.is_some() {
+                        self.coverage.hit("refused while healing");
+                    }
                     self.wait("room", |simulation| simulation.room)?;
                 }
                 Ok(Err(Refused::NoSpace)) => return self.full(change),
@@ -149,35 +152,10 @@ impl<S: Subject> Simulation<'_, S> {
         Ok(())
     }
 
-    /// Writing has stopped: that needs a reason, reads go on, and resuming helps.
-    pub fn stopped(&mut self, why: &str) -> Step<()> {
-        let errors = self.host.device.borrow().counters().errors;
-        if errors == [0; 3] {
-            return Err(Violation(format!("writing stopped without an error: {why}")).into());
+    pub fn read(&mut self, to: Target) -> Step<()> {
+        if self.watch.phase.is_some() {
+            self.coverage.hit("reads while healing");
         }
-        self.coverage.hit("writing stopped");
-        self.host.device.borrow_mut().faults().left = 0;
-        self.host.device.borrow_mut().arm(None);
-        for (disk, size) in self.model.disks().collect::<Vec<_>>() {
-            self.read(Target { disk, lba: 0, blocks: size.min(16) })?;
-        }
-        self.wait("reads while writing is stopped", |simulation| simulation.waiting.is_empty())?;
-        if self.random.one_in(2) {
-            // What was acknowledged must outlive a process that could not write it, too.
-            self.coverage.hit("killed while writing is stopped");
-            self.host.device.borrow_mut().kill();
-            return Err(Stop::Died);
-        }
-        if let Err(error) = self.call(S::resume)? {
-            self.trace("resume", || error.clone());
-            return Err(Violation(format!("resume failed on a good medium: {error}")).into());
-        }
-        self.coverage.hit("resumed");
-        self.trace("resumed", String::new);
-        Ok(())
-    }
-
-    fn read(&mut self, to: Target) -> Step<()> {
         let Target { disk, lba, blocks } = to;
         let (low, errors) = (self.model.replied(), self.errors());
         self.start_read(Waiting::Read { disk, lba, blocks, low, errors }, disk, lba, blocks)
@@ -214,7 +192,7 @@ impl<S: Subject> Simulation<'_, S> {
         Ok(())
     }
 
-    fn errors(&self) -> u64 {
+    pub fn errors(&self) -> u64 {
         self.host.device.borrow().counters().errors.iter().sum()
     }
 
@@ -274,6 +252,7 @@ impl<S: Subject> Simulation<'_, S> {
             return Err(Violation(rule).into());
         }
         self.hear_scrub()?;
+        self.watch_healing()?;
         let durable = self.call(|subject| subject.durable_through())?;
         self.model.promise_sequence(durable);
         Ok(worked)

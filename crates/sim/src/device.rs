@@ -323,8 +323,7 @@ impl Device {
     }
 
     pub(crate) fn submit(&mut self, id: IoId, io: Io) {
-        let kind = Faults::kind(&io);
-        let (fate, delay) = self.faults.draw(kind, &mut self.random);
+        let (fate, delay) = self.faults.draw(&io, &mut self.random);
         let sum = match &io {
             Io::Write { from, .. } if self.random.one_in(4) => Some(self.sum(from)),
             _ => None,

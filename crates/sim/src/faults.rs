@@ -11,6 +11,9 @@ pub const WRITE: usize = 1;
 /// Index of flushes.
 pub const FLUSH: usize = 2;
 
+/// Bytes of a stretch of the medium that takes no writes.
+const STRETCH_BYTES: u64 = 16 << 10;
+
 /// How an I/O will end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -41,6 +44,12 @@ impl Fate {
 pub struct Faults {
     /// Errors per 100,000 I/Os, by kind.
     pub errors: [u32; 3],
+    /// Errors per 100,000 I/Os that follow one of their kind that failed, if that is more.
+    pub bursts: u32,
+    /// One of so many stretches of the medium takes no writes; none if zero.
+    pub bad_places: u64,
+    /// Whether the last of each kind failed.
+    pub has_failed: [bool; 3],
     /// Short transfers per 100,000 reads and writes.
     pub short: u32,
     /// I/Os per 100,000 that take up to two seconds.
@@ -57,6 +66,9 @@ impl Default for Faults {
     fn default() -> Faults {
         Faults {
             errors: [0; 3],
+            bursts: 0,
+            bad_places: 0,
+            has_failed: [false; 3],
             short: 0,
             slow: 0,
             lies: 0,
@@ -77,22 +89,33 @@ impl Faults {
         }
     }
 
-    /// How an I/O of a kind will end, and after how many microseconds.
-    pub fn draw(&mut self, kind: usize, random: &mut Random) -> (Fate, u64) {
+    /// Whether an I/O is a write to a place that takes none.
+    fn is_bad_place(&self, io: &Io) -> bool {
+        let Io::Write { at, .. } = io else { return false };
+        self.bad_places > 0 && crate::rng::mix(at / STRETCH_BYTES).is_multiple_of(self.bad_places)
+    }
+
+    /// How an I/O will end, and after how many microseconds.
+    pub fn draw(&mut self, io: &Io, random: &mut Random) -> (Fate, u64) {
+        let kind = Faults::kind(io);
         let (low, high) = self.micros[kind];
         let mut delay = random.between(low, high);
         if self.slow > 0 && random.below(100_000) < u64::from(self.slow) {
             delay += random.below(2_000_000);
         }
+        // A file system that cannot take space says so once, and counts as full for a while.
+        let is_burst = self.has_failed[kind] && !matches!(io, Io::Allocate { .. });
+        let rate = self.errors[kind].max(if is_burst { self.bursts } else { 0 });
         let fate = if self.left == 0 {
             Fate::Good
-        } else if random.below(100_000) < u64::from(self.errors[kind]) {
+        } else if self.is_bad_place(io) || random.below(100_000) < u64::from(rate) {
             Fate::Error(5)
         } else if kind != FLUSH && random.below(100_000) < u64::from(self.short) {
             Fate::Short(random.below(17) * 512)
         } else {
             Fate::Good
         };
+        self.has_failed[kind] = fate != Fate::Good;
         if fate != Fate::Good {
             self.left -= 1;
         } else if kind == FLUSH && random.below(100_000) < u64::from(self.lies) {

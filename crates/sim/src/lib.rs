@@ -9,6 +9,7 @@ mod coverage;
 mod device;
 mod explorer;
 mod faults;
+mod healing;
 mod journal;
 mod judge;
 mod lies;
@@ -40,7 +41,10 @@ pub use platter::{Content, PAGE, Platter, SECTOR};
 pub use recover::Crash;
 pub use rng::Random;
 pub use run::{Options, Outcome, Sink, run_seed};
-pub use seeds::{COVERED, COVERED_BY_POOLS, COVERED_WITH_FAULTS, Report, find, run_seeds};
+pub use seeds::{
+    COVERED, COVERED_BY_POOLS, COVERED_WITH_FAULTS, COVERED_WITH_FAULTS_BY_POOLS, HEALING, Report,
+    find, run_seeds,
+};
 pub use stamp::{Seen, Stamp, identify};
 pub use subject::{Health, Host, OpenError, Run, Setup, Subject, Told};
 pub use workload::{HUGE, Op, Target, Workload};

@@ -33,6 +33,10 @@ pub const BROKEN: &[&str] = &[
 /// One more, which only damage shows.
 pub const BROKEN_SCRUB: &str = "blind-scrub";
 
+/// Those that only a failing medium shows.
+pub const BROKEN_HEALING: &[&str] =
+    &["heal-trusts-medium", "heal-without-root", "heal-answers-early"];
+
 const CONTROL_PAGES: u32 = 64;
 const EXTENTS_MAX: usize = 32;
 
@@ -72,6 +76,9 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("blind-scrub") => Broken::BlindScrub,
         Some("open-bare-slots") => Broken::OpenBareSlots,
         Some("count-what-is-freed") => Broken::CountWhatIsFreed,
+        Some("heal-trusts-medium") => Broken::HealTrustsMedium,
+        Some("heal-without-root") => Broken::HealWithoutRoot,
+        Some("heal-answers-early") => Broken::HealAnswersEarly,
         _ => return Vec::new(),
     };
     vec![mode]
@@ -264,6 +271,14 @@ impl Subject for Pool {
         self.store.resume().map_err(|error| error.to_string())
     }
 
+    fn resumed(&mut self) -> Option<Result<(), String>> {
+        Some(self.store.resumed()?.map_err(|error| error.to_string()))
+    }
+
+    fn healing(&self) -> Option<&'static str> {
+        self.store.status().healing
+    }
+
     fn start_scrub(&mut self) {
         if self.store.scrub_news().0 != ScrubState::Running {
             self.store.start_scrub(u64::MAX);
@@ -304,6 +319,7 @@ impl Subject for Pool {
             ("batches adopted", counters.batches_adopted),
             ("batches replayed", counters.batches_replayed),
             ("blocks read from the arena", counters.reads_from_arena),
+            ("heals", counters.heals),
             ("checksum errors", counters.checksum_errors),
             ("log bytes", counters.log_bytes),
             ("map bytes", counters.map_bytes),

@@ -131,7 +131,10 @@ impl<S: Subject> Simulation<'_, S> {
 
     fn close(&mut self) -> Result<Crash, Violation> {
         let Some(subject) = self.subject.take() else { return Ok(Crash::Process) };
+        let is_good = subject.health() == Health::Good;
         match guarded(|| subject.close()) {
+            // A pool that had stopped is left as it is.
+            Ok(Ok(())) if !is_good => return Ok(Crash::Process),
             Ok(Ok(())) => self.coverage.hit("clean stops"),
             Ok(Err(error)) if self.host.device.borrow().counters().errors == [0; 3] => {
                 return Err(Violation(format!("close: {error}")));
@@ -149,6 +152,7 @@ impl<S: Subject> Simulation<'_, S> {
         let _ = guarded(|| drop(subject));
         self.waiting.clear();
         self.changed_after = None;
+        (self.watch.phase, self.watch.death) = (None, None);
         self.model.end_process();
         match end {
             Crash::Process | Crash::Clean => {

@@ -425,6 +425,10 @@ impl Subject for Reference {
         Ok(())
     }
 
+    fn resumed(&mut self) -> Option<Result<(), String>> {
+        Some(Ok(()))
+    }
+
     fn close(mut self) -> Result<(), String> {
         while !self.under_way.is_empty() {
             self.media.wait().map_err(|error| error.to_string())?;

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bowline_store::Ticket;
 
 use crate::coverage::Coverage;
+use crate::healing::Watch;
 use crate::media::Killed;
 use crate::model::{Change, Model, Violation};
 use crate::recover::{Crash, Plan};
@@ -143,6 +144,7 @@ pub(crate) struct Simulation<'a, S: Subject> {
     pub first_replied: u64,
     pub operations_done: u64,
     pub is_scrub_running: bool,
+    pub watch: Watch,
     pub buffer: Vec<u8>,
     next_ticket: u64,
     sink: Option<Sink<'a>>,
@@ -196,7 +198,11 @@ impl<'a, S: Subject> Simulation<'a, S> {
         sink: Option<Sink<'a>>,
     ) -> Self {
         let workload = Workload::new(random.fork(), setup.blocks());
-        let faults = if options.faults { draw_faults(&mut random) } else { Faults::default() };
+        let mut faults = if options.faults { draw_faults(&mut random) } else { Faults::default() };
+        if options.faults && faults.left == 0 {
+            // By a stream of its own: a write that fails, and then its retry, is rare otherwise.
+            draw_bursts(&mut faults, &mut Random::new(!seed));
+        }
         Simulation {
             options,
             host: Host::new(&setup),
@@ -217,6 +223,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
             first_replied: 0,
             operations_done: 0,
             is_scrub_running: false,
+            watch: Watch::default(),
             buffer: Vec::new(),
             next_ticket: 0,
             sink,
@@ -254,16 +261,30 @@ impl<'a, S: Subject> Simulation<'a, S> {
                     None => self.crash(crash.kind, crash.inside)?,
                 }
             }
-            match self.step() {
+            self.watch.may_die = true;
+            let done = self.step();
+            self.watch.may_die = false;
+            match done {
                 Ok(()) => {}
                 Err(Stop::Broken(violation)) => return Err(violation),
                 Err(Stop::Died) => {
                     self.coverage.hit("crashes inside a call");
-                    let crash = plan.fired();
-                    self.crash(crash.kind, crash.inside)?;
+                    match self.watch.death.take() {
+                        Some(kind) => {
+                            let inside = self.random.one_in(3);
+                            self.crash(kind, inside)?;
+                        }
+                        None => {
+                            let crash = plan.fired();
+                            self.crash(crash.kind, crash.inside)?;
+                        }
+                    }
                 }
             }
             self.faults.left = self.host.device.borrow_mut().faults().left;
+            if self.faults.bursts > 0 && self.faults.left == 0 && self.random.one_in(100) {
+                self.faults.left = self.random.between(1, 20) as u32;
+            }
         }
         self.host.device.borrow_mut().arm(None);
         let last = if self.random.one_in(2) { Crash::Host } else { Crash::Clean };
@@ -352,6 +373,19 @@ pub(crate) fn guarded<T>(act: impl FnOnce() -> T) -> Step<T> {
         let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("?");
         Stop::Broken(Violation(format!("the store panicked: {text}")))
     })
+}
+
+fn draw_bursts(faults: &mut Faults, random: &mut Random) {
+    if random.one_in(2) {
+        let flushes = [0, 0, 600][random.below(3) as usize];
+        faults.errors = [0, random.between(300, 3000) as u32, flushes];
+        faults.bursts = 85_000;
+        if random.one_in(2) {
+            faults.errors = [0, 0, flushes];
+            faults.bad_places = random.between(20, 200);
+        }
+        faults.left = random.between(6, 60) as u32;
+    }
 }
 
 fn draw_faults(random: &mut Random) -> Faults {

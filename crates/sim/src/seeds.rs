@@ -44,6 +44,34 @@ pub const COVERED_WITH_FAULTS: &[&str] = &[
     "recoveries refused by read errors",
 ];
 
+/// The phases of writing elsewhere, as a pool names them, and what is counted when it comes to one:
+/// that it did, that the process was killed in it, and that the host lost its power.
+pub const HEALING: [(&str, [&str; 3]); 5] = [
+    ("drain", ["heal: drain", "heal: killed in drain", "heal: power lost in drain"]),
+    ("flush", ["heal: flush", "heal: killed in flush", "heal: power lost in flush"]),
+    ("place", ["heal: place", "heal: killed in place", "heal: power lost in place"]),
+    ("root", ["heal: root", "heal: killed in root", "heal: power lost in root"]),
+    (
+        "root-flush",
+        ["heal: root flush", "heal: killed in root flush", "heal: power lost in root flush"],
+    ),
+];
+
+/// What runs of a pool with a failing device must reach.
+pub const COVERED_WITH_FAULTS_BY_POOLS: &[&str] = &[
+    "heals",
+    "heals without a stop",
+    "resumes failed",
+    "heal: drain",
+    "heal: flush",
+    "heal: place",
+    "heal: root",
+    "heal: root flush",
+    "reads while healing",
+    "refused while healing",
+    "errors while healing",
+];
+
 /// What runs on a pool of slots, filled to the brim and damaged at the end must reach.
 pub const COVERED_BY_POOLS: &[&str] = &[
     "no space",
@@ -93,6 +121,9 @@ impl Report {
         }
         if options.damage {
             names.extend(COVERED_BY_POOLS);
+        }
+        if options.damage && options.faults {
+            names.extend(COVERED_WITH_FAULTS_BY_POOLS);
         }
         self.coverage.missing(&names)
     }

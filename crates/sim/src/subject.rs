@@ -262,11 +262,20 @@ pub trait Subject: Sized {
     /// Whether it serves.
     fn health(&self) -> Health;
 
-    /// Tries to write again after a medium error.
+    /// Begins to write again after a medium error; [`Subject::resumed`] tells how that ended.
     ///
     /// # Errors
-    /// In words, if it still cannot.
+    /// In words, if it cannot begin.
     fn resume(&mut self) -> Result<(), String>;
+
+    /// How the last try to write again ended, once: in words, if it cannot.
+    fn resumed(&mut self) -> Option<Result<(), String>>;
+
+    /// What of writing elsewhere, after a medium error, is under way: one of
+    /// [`HEALING`](crate::HEALING).
+    fn healing(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Begins to verify everything on the medium, unless that is being done.
     fn start_scrub(&mut self) {}

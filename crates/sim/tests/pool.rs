@@ -1,7 +1,7 @@
 //! The real store under the simulator: sound seeds pass and reach what they are meant to reach, and
 //! every behaviour broken on purpose is found.
 
-use bowline_sim::pool::{BROKEN, BROKEN_SCRUB, Pool};
+use bowline_sim::pool::{BROKEN, BROKEN_HEALING, BROKEN_SCRUB, Pool};
 use bowline_sim::{Coverage, Exploration, Options, explore, find, lie, run_seed, run_seeds};
 
 fn verdict(seeds: std::ops::Range<u64>, options: &Options) {
@@ -55,6 +55,17 @@ fn every_broken_behaviour_is_found() {
         .iter()
         .copied()
         .filter(|broken| find::<Pool>(broken, 1..200, &options).is_none())
+        .collect();
+    assert_eq!(missed, [""; 0], "not found");
+}
+
+#[test]
+fn every_broken_way_of_writing_elsewhere_is_found() {
+    let options = Options { damage: false, operations: 1000, ..Options::default() };
+    let missed: Vec<&str> = BROKEN_HEALING
+        .iter()
+        .copied()
+        .filter(|broken| find::<Pool>(broken, 1101..1501, &options).is_none())
         .collect();
     assert_eq!(missed, [""; 0], "not found");
 }

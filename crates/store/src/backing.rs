@@ -49,7 +49,7 @@ pub(crate) struct Backing {
 impl<M: Media> Store<M> {
     /// Takes the space of the next bare slot, if there are too few with space.
     pub(crate) fn back_slots(&mut self) -> bool {
-        if self.backing.slot.is_some() || !self.segments.has_bare() || !self.state.is_writing() {
+        if self.backing.slot.is_some() || !self.segments.has_bare() || !self.is_writing() {
             return false;
         }
         let free = self.segments.free_slots();

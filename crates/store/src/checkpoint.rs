@@ -26,6 +26,8 @@ use crate::{BLOCK_BYTES, Io, LineageId, Media, MediumError, SegmentId, Seq};
 
 /// Segments written to the blob in one step.
 const SEGMENTS_PER_STEP: usize = 64;
+/// Pages made in vain that are counted as dead in one step.
+const FORSAKEN_PER_STEP: usize = 4096;
 /// Segment ids set aside by each superblock: what an epoch used and lost is never used again.
 const SEGMENT_IDS_AHEAD: u64 = 1 << 20;
 
@@ -160,13 +162,20 @@ impl<M: Media> Store<M> {
     /// Gives the checkpoint under way up: its pages are garbage, its generation stays frozen.
     pub(crate) fn give_up_checkpoint(&mut self) {
         let Some(checkpoint) = self.checkpoint.take() else { return };
-        for page in &checkpoint.fold.made {
-            self.segments.clear_live(*page);
-        }
-        let Checkpoint { position, seq, catalogue, .. } = checkpoint;
+        let Checkpoint { position, seq, catalogue, fold, .. } = checkpoint;
+        // There may be many: they are counted as dead in small steps.
+        self.forsaken.extend(fold.made);
         self.given_up = Some(Frozen { position, seq, catalogue });
         self.checkpoint_wanted = true;
         self.streams.io_finished = false;
+    }
+
+    /// Counts some of the pages as dead that checkpoints made in vain. Whether there were any.
+    pub(crate) fn forget_forsaken(&mut self) -> bool {
+        let from = self.forsaken.len().saturating_sub(FORSAKEN_PER_STEP);
+        let pages = self.forsaken.split_off(from);
+        pages.iter().for_each(|page| self.segments.clear_live(*page));
+        !pages.is_empty()
     }
 
     fn step_phase(&mut self, checkpoint: &mut Checkpoint) -> Result<Step, String> {
@@ -318,7 +327,7 @@ impl<M: Media> Store<M> {
 
     fn write_superblock(&mut self, checkpoint: &mut Checkpoint, nth: u64) -> Step {
         let root = checkpoint.root.get_or_insert_with(|| Superblock {
-            generation: self.root.generation + 1,
+            generation: self.healing.next_generation(self.root.generation),
             clean: false,
             slot_count: self.segments.slot_count(),
             segment_limit: SegmentId(self.segments.next_segment().0 + SEGMENT_IDS_AHEAD),

@@ -30,6 +30,19 @@ pub(crate) enum Purpose {
     Compaction,
     /// A window of the slot that compaction empties.
     CompactionRead(u32),
+    /// What writing elsewhere does itself: a flush, a copy of the superblock.
+    Heal,
+}
+
+impl Purpose {
+    /// Whether the medium may be another one when it has come back: it is not only a read.
+    fn is_change(self) -> bool {
+        let is_read = matches!(
+            self,
+            Purpose::Read(_) | Purpose::Page(_) | Purpose::CompactionRead(_) | Purpose::Scrub(0)
+        );
+        !is_read
+    }
 }
 
 /// The table of I/O in flight.
@@ -37,6 +50,8 @@ pub(crate) enum Purpose {
 pub(crate) struct InFlight {
     slots: Vec<(u32, Option<Purpose>)>,
     free: Vec<u32>,
+    /// Those in flight that are not only reads.
+    changes: usize,
     /// I/Os submitted so far.
     pub submitted: u64,
 }
@@ -49,6 +64,7 @@ impl InFlight {
             self.slots.len() as u32 - 1
         });
         self.submitted += 1;
+        self.changes += usize::from(purpose.is_change());
         let (generation, place) = &mut self.slots[slot as usize];
         *generation = generation.wrapping_add(1);
         *place = Some(purpose);
@@ -66,7 +82,13 @@ impl InFlight {
         let purpose = purpose.and_then(|(_, place)| place.take());
         let purpose = purpose.unwrap_or_else(|| panic!("the medium completed {id:?} unasked"));
         self.free.push(slot);
+        self.changes -= usize::from(purpose.is_change());
         purpose
+    }
+
+    /// Number of I/Os in flight that may change the medium: all but reads.
+    pub(crate) fn changes(&self) -> usize {
+        self.changes
     }
 
     /// Number of I/Os in flight.

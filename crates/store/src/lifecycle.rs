@@ -52,6 +52,10 @@ impl<M: Media> Store<M> {
         if let Some(cause) = self.state.refuses_writes() {
             return Err(StoreError::Invalid(format!("the pool does not write: {cause}")));
         }
+        self.wait_for_medium()
+    }
+
+    fn wait_for_medium(&mut self) -> Result<(), StoreError> {
         if self.in_flight.len() == 0 {
             return Err(StoreError::Invalid(
                 "nothing is under way that could be waited for".into(),
@@ -60,26 +64,44 @@ impl<M: Media> Store<M> {
         Ok(self.media.wait()?)
     }
 
+    /// Waits until nothing is being written elsewhere, well or not.
+    fn finish_healing(&mut self) -> Result<(), StoreError> {
+        while self.is_healing() {
+            if !self.poll(Micros(self.now.0 + 1)) {
+                self.wait_for_medium()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Closes the pool in good order: everything is on the medium, and the superblock says so. A
-    /// pool that does not write any more is left as it is.
+    /// pool that does not write any more is left as it is; what is being written elsewhere is
+    /// waited for.
     ///
     /// # Errors
     /// If the medium fails; what was flushed before is safe.
     pub fn close(&mut self) -> Result<(), StoreError> {
-        if !self.state.is_writing() {
-            return Ok(());
+        let was_writing = self.state.is_writing();
+        self.finish_healing()?;
+        match self.state.refuses_writes() {
+            // Whoever closes it takes the arena for empty, had the pool not been stopped before.
+            Some(cause) if was_writing => {
+                return Err(StoreError::Invalid(format!("the pool does not write: {cause}")));
+            }
+            Some(_) => return Ok(()),
+            None => {}
         }
         self.stop_scrub();
         while self.checkpoint.is_some() || self.compaction.is_running() {
             self.go_on()?;
         }
         self.checkpoint_now()?;
-        while self.in_flight.len() > 0 || self.log.durable < self.log.last() {
+        while self.in_flight.len() > 0 || self.is_healing() || self.log.durable < self.log.last() {
             self.want_flush();
             self.go_on()?;
         }
         self.root.clean = true;
-        self.root.generation += 1;
+        self.root.generation = self.healing.next_generation(self.root.generation);
         let pages = self.log.pages.clone();
         let mut medium = Blocking::new(&mut self.media, &pages)?;
         write_root(&mut medium, &self.header, &self.root, &mut self.doubtful_copy)?;
@@ -119,6 +141,7 @@ impl<M: Media> Store<M> {
             unmovable_slots: self.unmovable_slots(),
             is_below_full: self.segments.is_below_full(),
             is_checkpointing: self.checkpoint.is_some(),
+            healing: self.healing.word(),
         }
     }
 }

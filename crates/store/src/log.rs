@@ -8,6 +8,7 @@
 //! - `durable` = a flush that was submitted after every batch up to it had completed has completed.
 
 mod fill;
+mod find;
 mod place;
 
 use std::collections::VecDeque;
@@ -121,6 +122,8 @@ pub(crate) struct Log {
     pub retained_blocks: u64,
     /// Batches taken over from a dead process.
     pub adopted: u64,
+    /// Where runs of batches end whose places follow one another; none if those of all do.
+    stretches: Vec<usize>,
     memory: Rc<Memory>,
     scratch: Vec<u8>,
 }
@@ -155,6 +158,7 @@ impl Log {
             released_checksum: last.checksum,
             retained_blocks: 0,
             adopted: 0,
+            stretches: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -372,17 +376,6 @@ impl Log {
         }
     }
 
-    /// A batch that is not released.
-    pub(crate) fn find(&self, number: BatchNumber) -> Option<&Batch> {
-        let first = self.batches.front()?.number.0;
-        self.batches.get(usize::try_from(number.0.checked_sub(first)?).ok()?)
-    }
-
-    fn find_mut(&mut self, number: BatchNumber) -> Option<&mut Batch> {
-        let first = self.batches.front()?.number.0;
-        self.batches.get_mut(usize::try_from(number.0.checked_sub(first)?).ok()?)
-    }
-
     /// A write of a batch failed: it may be tried once more. False if it has been.
     pub(crate) fn retry(&mut self, number: BatchNumber) -> bool {
         let Some(batch) = self.find_mut(number).filter(|batch| !batch.is_retried) else {
@@ -409,34 +402,6 @@ impl Log {
             pages.give(batch.head);
             batch.header.into_iter().chain(batch.data).for_each(|span| pages.give(span));
         }
-    }
-
-    /// The bytes of a block that is still in the arena, as a part.
-    pub(crate) fn in_memory(&self, segment: SegmentId, index: u32) -> Option<&[u8]> {
-        if self.batches.front().is_none_or(|batch| batch.segment > segment) {
-            return None;
-        }
-        let at =
-            self.batches.partition_point(|batch| (batch.segment, batch.block) <= (segment, index));
-        let batch = self.batches.get(at.checked_sub(1)?)?;
-        let block = index.checked_sub(batch.block + 1)?;
-        if batch.segment != segment || block >= u32::from(batch.progress.data_blocks) {
-            return None;
-        }
-        self.block_of(batch, block)
-    }
-
-    /// A data block of a batch.
-    fn block_of<'a>(&'a self, batch: &'a Batch, mut block: u32) -> Option<&'a [u8]> {
-        for span in &batch.data {
-            let blocks = span.bytes() / PAGE_BYTES;
-            if block < blocks {
-                let at = (block * PAGE_BYTES) as usize;
-                return self.memory.slice(span).get(at..at + PAGE_BYTES as usize);
-            }
-            block -= blocks;
-        }
-        None
     }
 
     /// Pages a payload of `blocks` blocks may need beyond itself: heads of batches, headers of

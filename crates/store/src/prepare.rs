@@ -66,7 +66,7 @@ impl<M: Media> Store<M> {
     fn may_prepare(&self) -> bool {
         self.prepared.slot.is_none()
             && !self.prepared.has_failed
-            && self.state.is_writing()
+            && self.is_writing()
             && self.segments.free_slots() > 0
             && self.has_plenty()
     }

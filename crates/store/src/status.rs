@@ -162,4 +162,7 @@ pub struct Status {
     pub is_below_full: bool,
     /// Whether a checkpoint is under way.
     pub is_checkpointing: bool,
+    /// How far writing elsewhere has come, in a word, if it is under way: `drain`, `flush`,
+    /// `place`, `root`, `root-flush`.
+    pub healing: Option<&'static str>,
 }

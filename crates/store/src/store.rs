@@ -22,6 +22,7 @@ use crate::catalogue::Catalogue;
 use crate::checkpoint::{Checkpoint, Frozen};
 use crate::compaction::Compaction;
 use crate::format::{PoolHeader, Superblock};
+use crate::heal::Healing;
 use crate::io::{InFlight, Purpose};
 use crate::log::Log;
 use crate::map::Map;
@@ -32,6 +33,7 @@ use crate::scrub::Scrub;
 use crate::segments::Segments;
 use crate::status::{Counters, PoolState};
 use crate::streams::Streams;
+use crate::tables::Entry;
 use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
 
 pub(crate) use apply::{apply, apply_record};
@@ -125,6 +127,12 @@ pub enum Broken {
     FoundCopyBelieved,
     /// A sound copy of a superblock is written over while the other one is in doubt.
     SoundCopyFirst,
+    /// Writing elsewhere leaves what seems to be on the medium where it is, whatever flush failed.
+    HealTrustsMedium,
+    /// Writing elsewhere does not record where the log goes on.
+    HealWithoutRoot,
+    /// Who waits for a flush is answered when all has its new place, before that is written.
+    HealAnswersEarly,
 }
 
 /// The arena's parts that a store uses.
@@ -181,11 +189,11 @@ pub struct Store<M> {
     proven: BatchNumber,
     pub(crate) prepared: Prepared,
     pub(crate) backing: Backing,
-    /// A write of the log failed twice: what the arena holds is to be written elsewhere.
-    pub(crate) heal_wanted: bool,
-    pub(crate) heals_since_flush: u32,
+    pub(crate) healing: Healing,
     /// A checkpoint that was given up; its generation is still frozen.
     pub(crate) given_up: Option<Frozen>,
+    /// Pages of checkpoints that were given up, not yet counted as dead.
+    pub(crate) forsaken: Vec<Entry>,
     /// Most pages the fold of the frozen generation makes.
     pub(crate) frozen_pages: u64,
     /// How many pages the maps can have.
@@ -255,9 +263,9 @@ impl<M: Media> Store<M> {
             proven,
             prepared: Prepared::default(),
             backing: Backing::default(),
-            heal_wanted: false,
-            heals_since_flush: 0,
+            healing: Healing::default(),
             given_up: None,
+            forsaken: Vec::new(),
             frozen_pages: 0,
             shape: Shape::default(),
             pages_wanted: 0,
@@ -306,16 +314,18 @@ impl<M: Media> Store<M> {
             self.completed(completion);
             moved = true;
         }
-        moved |= self.heal();
+        moved |= self.step_heal();
+        moved |= self.forget_forsaken();
         moved |= self.pump_log();
         moved |= self.pump_flush();
         self.prepare_slot();
         self.back_slots();
-        if self.state.is_writing() {
+        if self.is_writing() && self.forsaken.is_empty() {
             moved |= self.step_checkpoint();
             moved |= self.step_compaction();
         }
-        moved |= self.step_scrub();
+        // A scrub would mend a copy of a superblock that is being written.
+        moved |= !self.is_healing() && self.step_scrub();
         self.tell_room();
         moved || self.in_flight.submitted != submitted
     }
@@ -337,9 +347,17 @@ impl<M: Media> Store<M> {
         }
     }
 
+    /// Whether anything is written now: not while the pool is stopped, nor while what the arena
+    /// holds gets other places.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.state.is_writing() && !self.is_healing()
+    }
+
     /// Whether something is under way that needs [`Store::poll`].
     pub fn is_busy(&self) -> bool {
         self.in_flight.len() > 0
+            || self.is_healing()
+            || !self.forsaken.is_empty()
             || self.reads.len() > 0
             || self.log.open().is_some()
             || self.checkpoint.is_some()
@@ -384,6 +402,7 @@ impl<M: Media> Store<M> {
                 self.scrub_io_done(which, completion.result);
             }
             Purpose::Run(kind, buffer) => self.run_done(kind, buffer, completion.result),
+            Purpose::Heal => self.heal_io_done(completion.result),
         }
     }
 }

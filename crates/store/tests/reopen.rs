@@ -414,6 +414,8 @@ fn slots_of_blobs_that_were_given_up_come_back() {
         assert!(!world.store.status().state.is_writing(), "the flush of the checkpoint fails");
         world.device.is_failing.set(false);
         world.store.resume().unwrap();
+        world.poll();
+        assert!(world.store.resumed().is_some_and(|result| result.is_ok()));
         world.store.checkpoint_now().unwrap();
         world.store.checkpoint_now().unwrap();
     }

@@ -25,6 +25,20 @@ pub(super) enum Pending {
     Destroyed(Box<DiskStatus>, Reply<DiskStatus>),
 }
 
+/// What becomes of an order to write again.
+enum Resuming {
+    /// The pool writes.
+    NotNeeded,
+    /// What is not flushed is being written again.
+    Begun,
+    /// The pool has to be opened anew for that.
+    Anew,
+}
+
+fn cannot_resume(error: &StoreError) -> Problem {
+    refused("the pool cannot write again", error)
+}
+
 impl Data {
     pub(super) fn answer(&mut self, command: Command, commands: &Commands) {
         match command {
@@ -38,8 +52,9 @@ impl Data {
                 Err(problem) => reply.send(Err(problem)),
             },
             Command::Resume(order, reply) => match self.resume(order) {
-                Ok(None) => self.reopen(reply),
-                Ok(Some(status)) => reply.send(Ok(status)),
+                Ok(Resuming::Anew) => self.reopen(reply),
+                Ok(Resuming::Begun) => self.resuming.push(reply),
+                Ok(Resuming::NotNeeded) => reply.send(Ok(self.pool_status())),
                 Err(problem) => reply.send(Err(problem)),
             },
             Command::Repair(order, reply) => reply.send(Err(self.repair(order))),
@@ -177,24 +192,35 @@ impl Data {
         grown.map(|_| ()).map_err(|error| cannot_grow(&self.config.pool, &error))
     }
 
-    /// Writes again; none if the pool has to be opened anew for that. The store waits for the
-    /// medium here: nothing else could go on anyway.
-    fn resume(&mut self, order: Resume) -> Result<Option<PoolStatus>, Problem> {
-        let status = self.pool_status();
+    /// Begins to write again.
+    fn resume(&mut self, order: Resume) -> Result<Resuming, Problem> {
         let degraded = |what: &str| Problem::new(Kind::Degraded, what);
-        match status.state {
-            api::PoolState::Well | api::PoolState::Degraded => Ok(Some(status)),
-            api::PoolState::LostWrites if order.accept_loss => Ok(None),
+        match self.pool_status().state {
+            api::PoolState::Well | api::PoolState::Degraded => Ok(Resuming::NotNeeded),
+            api::PoolState::LostWrites if order.accept_loss => Ok(Resuming::Anew),
             api::PoolState::LostWrites => Err(degraded("acknowledged writes were lost")
                 .next("check the guests' file systems, then add --accept-loss")),
-            api::PoolState::Stopped => {
-                let resumed = self.disks.store_mut().resume();
-                resumed.map_err(|error| refused("the pool cannot write again", &error))?;
-                Ok(Some(self.pool_status()))
-            }
+            api::PoolState::Stopped => match self.disks.store_mut().resume() {
+                Ok(()) => Ok(Resuming::Begun),
+                Err(error) => Err(cannot_resume(&error)),
+            },
             api::PoolState::Damaged => {
                 Err(degraded("the pool is damaged").next("bowline stop, then bowline pool check"))
             }
+        }
+    }
+
+    /// Answers whoever waits for the pool to write again, when it does or cannot.
+    pub(super) fn answer_resuming(&mut self) {
+        if self.resuming.is_empty() {
+            return;
+        }
+        let Some(result) = self.disks.store_mut().resumed() else { return };
+        for reply in std::mem::take(&mut self.resuming) {
+            reply.send(match &result {
+                Ok(()) => Ok(self.pool_status()),
+                Err(error) => Err(cannot_resume(error)),
+            });
         }
     }
 

@@ -101,6 +101,8 @@ pub struct Data {
     pub(super) connections: Vec<Connections>,
     pub(super) notes: Vec<Condition>,
     pub(super) pending: BTreeMap<Ticket, Pending>,
+    /// Who waits for a stopped pool to write again.
+    pub(super) resuming: Vec<Reply<PoolStatus>>,
     pub(super) tickets: u64,
     pub(super) turns: Turns,
     pub(super) scrub: ScrubNews,
@@ -153,6 +155,7 @@ impl Data {
             listeners: opened.listeners,
             notes: opened.notes,
             pending: BTreeMap::new(),
+            resuming: Vec::new(),
             tickets: 0,
             turns: Turns::default(),
             scrub: ScrubNews::default(),
@@ -225,6 +228,7 @@ impl Data {
         self.nbd.poll(&mut self.disks, self.now);
         self.act();
         self.watch_scrub();
+        self.answer_resuming();
         (was_active, is_moving)
     }
 
@@ -378,7 +382,8 @@ impl Data {
     fn is_over(&self) -> bool {
         let Some(stopping) = &self.stopping else { return false };
         let has_waited = self.now >= stopping.until;
-        (self.nbd.sessions_open() == 0 && self.pending.is_empty()) || has_waited
+        let is_answered = self.pending.is_empty() && self.resuming.is_empty();
+        (self.nbd.sessions_open() == 0 && is_answered) || has_waited
     }
 
     /// Closes the pool and takes away what only a living server needs.

@@ -67,22 +67,7 @@ impl Data {
         let store = self.disks.store();
         let status = store.status();
         let (space, count) = (status.space, status.counters);
-        let mut conditions = Vec::new();
-        let mut state = match &status.state {
-            StoreState::Healthy => PoolState::Well,
-            StoreState::Stopped(cause) => {
-                conditions.push(stopped(cause, status.state.remedy()));
-                PoolState::Stopped
-            }
-            StoreState::Damaged(cause) => {
-                conditions.push(damaged(cause, status.state.remedy()));
-                PoolState::Damaged
-            }
-            StoreState::LostWrites(cause) => {
-                conditions.push(lost_writes(cause, status.state.remedy()));
-                PoolState::LostWrites
-            }
-        };
+        let (mut state, mut conditions) = writes(&status);
         if status.unmovable_slots > 0 {
             conditions.push(unmovable(status.unmovable_slots));
             state = if state == PoolState::Well { PoolState::Degraded } else { state };
@@ -225,6 +210,19 @@ fn condition(name: &str, meaning: String, doing: &str, remedy: &str) -> Conditio
     Condition { name: name.into(), meaning, doing: doing.into(), remedy: remedy.into() }
 }
 
+/// Whether writes go on, and what is to be known of that.
+fn writes(status: &bowline_store::Status) -> (PoolState, Vec<Condition>) {
+    let remedy = status.state.remedy();
+    let (state, condition) = match &status.state {
+        StoreState::Healthy if status.healing.is_some() => (PoolState::Degraded, healing()),
+        StoreState::Healthy => return (PoolState::Well, Vec::new()),
+        StoreState::Stopped(cause) => (PoolState::Stopped, stopped(cause, remedy)),
+        StoreState::Damaged(cause) => (PoolState::Damaged, damaged(cause, remedy)),
+        StoreState::LostWrites(cause) => (PoolState::LostWrites, lost_writes(cause, remedy)),
+    };
+    (state, vec![condition])
+}
+
 fn stopped(cause: &str, remedy: &str) -> Condition {
     let meaning = format!("writes are refused, guests get errors: {cause}");
     let doing = "reads go on; what was acknowledged and is not flushed stays in the arena, and is \
@@ -241,6 +239,13 @@ fn damaged(cause: &str, remedy: &str) -> Condition {
 fn lost_writes(cause: &str, remedy: &str) -> Condition {
     let doing = "writes are refused until the loss is accepted; reads go on";
     condition("lost-writes", cause.to_owned(), doing, remedy)
+}
+
+fn healing() -> Condition {
+    let meaning = "a write of the log failed twice: the medium has a fault there";
+    let doing = "what is not flushed is being written elsewhere; writes and flushes wait for that";
+    let remedy = "none now; look into the system's log for errors of the device";
+    condition("writing-elsewhere", meaning.into(), doing, remedy)
 }
 
 fn unmovable(slots: usize) -> Condition {
@@ -305,6 +310,7 @@ mod tests {
             stopped("why", stop),
             damaged("why", damage),
             lost_writes("why", loss),
+            healing(),
             unmovable(2),
             space_low(9 << 30, 10 << 30),
             harmless,

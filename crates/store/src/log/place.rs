@@ -98,6 +98,15 @@ impl Log {
             self.pages.borrow_mut().give(old);
         }
         self.seal(&memory, at);
+        self.note_placed(at + 1);
+    }
+
+    /// The headers of segments that are not gone on with give their pages back: there may be no
+    /// other for those of new ones. Nothing is in flight.
+    pub(crate) fn drop_headers(&mut self) {
+        let mut pages = self.pages.borrow_mut();
+        let headers = self.batches.iter_mut().filter_map(|batch| batch.header.take());
+        headers.for_each(|header| pages.give(header));
     }
 
     /// Where the batch with a number ends, if it is not released.

@@ -41,7 +41,7 @@ impl<M: Media> Store<M> {
     /// pool that was left alone is to be proven, a slot to be made ready.
     pub fn wake_at(&self) -> Option<Micros> {
         let unproven = self.log.durable == self.log.last() && self.proven < self.log.durable;
-        let is_idle = unproven && self.log.open().is_none() && self.state.is_writing();
+        let is_idle = unproven && self.log.open().is_none() && self.is_writing();
         let is_idle = is_idle && self.may_prove();
         let idle_at = is_idle.then(|| Micros(self.last_write_at.0 + IDLE_CLOSE_MICROS + 1));
         [idle_at, self.scrub.wake_at(), self.prepare_at()].into_iter().flatten().min()
@@ -49,7 +49,7 @@ impl<M: Media> Store<M> {
 
     /// The medium was flushed for another reason: that makes the log durable too.
     pub(crate) fn log_is_durable(&mut self, covered: BatchNumber) {
-        self.heals_since_flush = 0;
+        self.healing.flushed();
         self.log.flushed(covered);
         self.room_made = true;
         self.answer_waiters();
@@ -71,18 +71,8 @@ impl<M: Media> Store<M> {
             Ok(()) => self.log.complete(number),
             Err(MediumError::Died) => self.stop_writing("the process died"),
             Err(_) if self.log.retry(number) => self.counters.write_retries += 1,
-            Err(error) => self.heal_later(&format!("a write of the log failed: {error}")),
+            Err(error) => self.write_failed(&format!("a write of the log failed: {error}")),
         }
-    }
-
-    /// Stops writing until what the arena holds has been written elsewhere (rule D12). A second
-    /// time without a good flush in between is one too many.
-    fn heal_later(&mut self, cause: &str) {
-        if self.heals_since_flush > 0 {
-            return self.stop_writing(cause);
-        }
-        self.heal_wanted = true;
-        self.state.stop(cause);
     }
 
     pub(super) fn flush_done(&mut self, result: Result<(), MediumError>) {
@@ -112,7 +102,7 @@ impl<M: Media> Store<M> {
     /// A flush has come back: the log is durable as far as it had completed.
     pub(super) fn flush_came_back(&mut self, result: &Result<(), MediumError>) {
         let covered = self.flushing.take().unwrap_or_default();
-        if result.is_ok() && self.state.is_writing() {
+        if result.is_ok() && self.is_writing() {
             self.log_is_durable(covered);
         }
     }
@@ -124,6 +114,13 @@ impl<M: Media> Store<M> {
             self.events.push_back(Event::Flushed { ticket, result });
         }
         self.room_made = true;
+    }
+
+    /// A broken mode: answers everybody who waits for a flush, whatever is durable.
+    pub(crate) fn answer_all_waiters(&mut self) {
+        for (_, ticket) in std::mem::take(&mut self.waiters) {
+            self.events.push_back(Event::Flushed { ticket, result: Ok(()) });
+        }
     }
 
     fn answer_waiters(&mut self) {
@@ -138,8 +135,8 @@ impl<M: Media> Store<M> {
 
     /// The medium failed: the pool writes no more. Reads go on, also of what is in the arena.
     pub(crate) fn stop_writing(&mut self, cause: &str) {
+        let cause = &self.healing.stop(cause);
         self.state.stop(cause);
-        self.heal_wanted = false;
         self.flush_turn_wanted = false;
         self.give_up_checkpoint();
         for slot in self.compaction.give_up() {
@@ -150,7 +147,7 @@ impl<M: Media> Store<M> {
 
     /// Writes closed batches, and closes the open one when it is time.
     pub(super) fn pump_log(&mut self) -> bool {
-        if !self.state.is_writing() {
+        if !self.is_writing() {
             return false;
         }
         let mut moved = self.close_when_idle();
@@ -204,7 +201,7 @@ impl<M: Media> Store<M> {
 
     /// Flushes the medium when somebody waits for it, or the arena fills up.
     pub(super) fn pump_flush(&mut self) -> bool {
-        if !self.state.is_writing() || self.flushing.is_some() {
+        if !self.is_writing() || self.flushing.is_some() {
             return false;
         }
         if self.log.completed <= self.log.durable {

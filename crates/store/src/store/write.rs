@@ -192,6 +192,9 @@ impl<M: Media> Store<M> {
         if let Some(cause) = self.state.refuses_writes() {
             return Err(Refused::Stopped(cause));
         }
+        if self.is_healing() {
+            return self.busy();
+        }
         if class == Class::Data && self.is_behind() {
             self.drain_wanted = true;
             self.counters.busy += 1;

@@ -245,6 +245,8 @@ fn failed_copies(broken: Option<Broken>) {
         history.checkpoint(10_000);
         assert!(matches!(history.world().store.status().state, PoolState::Stopped(_)));
         history.world().store.resume().unwrap();
+        history.world().poll(10_000);
+        assert!(history.world().store.resumed().is_some_and(|result| result.is_ok()));
         history.flush();
         some(&mut history, disk);
         history.checkpoint(10_000);

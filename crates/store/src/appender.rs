@@ -34,6 +34,8 @@ pub(crate) struct Target {
     pub slot: SlotId,
     /// The block that comes next.
     pub next_block: u32,
+    /// Whether its header is known to be durable.
+    pub is_flushed: bool,
 }
 
 /// A stream of blocks.
@@ -80,7 +82,7 @@ impl Appender {
         slot: SlotId,
     ) {
         self.cut();
-        self.target = Some(Target { segment, slot, next_block: 0 });
+        self.target = Some(Target { segment, slot, next_block: 0, is_flushed: false });
         let mut block = [0; PAGE_BYTES as usize];
         let header = SegmentHeader {
             pool: identity.pool,
@@ -140,20 +142,24 @@ impl Appender {
         Some(ReadyRun { buffer: index as u32, slot, block, from })
     }
 
-    /// A run has come back. Returns where it was to go.
-    pub(crate) fn done(&mut self, buffer: u32) -> Option<(SlotId, u32)> {
-        let buffer = self.buffers.get_mut(buffer as usize)?;
-        buffer.is_flying = false;
-        buffer.to.take()
+    /// A run has come back, well or not.
+    pub(crate) fn done(&mut self, buffer: u32) {
+        if let Some(buffer) = self.buffers.get_mut(buffer as usize) {
+            (buffer.is_flying, buffer.to) = (false, None);
+        }
     }
 
-    /// Writes no more to a slot, if that is the one it writes to.
-    pub(crate) fn leave(&mut self, slot: SlotId) -> bool {
-        let is_there = self.target.is_some_and(|target| target.slot == slot);
-        if is_there {
-            self.cut();
-            self.target = None;
+    /// All that was written is durable.
+    pub(crate) fn flushed(&mut self) {
+        if let Some(target) = &mut self.target {
+            target.is_flushed = true;
         }
-        is_there
+    }
+
+    /// Leaves the slot whose header nobody has flushed, if it writes to one.
+    pub(crate) fn leave_unflushed(&mut self) -> Option<SlotId> {
+        let target = self.target.take_if(|target| !target.is_flushed)?;
+        self.cut();
+        Some(target.slot)
     }
 }

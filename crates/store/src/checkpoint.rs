@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::appender::Appender;
 use crate::catalogue::Catalogue;
 use crate::fold::Fold;
 use crate::format::{
@@ -358,7 +359,11 @@ impl<M: Media> Store<M> {
     /// An I/O of the checkpoint has come back well.
     fn after_io(&mut self, checkpoint: &mut Checkpoint) -> Step {
         checkpoint.phase = match checkpoint.phase {
-            Phase::Flushing => Phase::Superblock(0),
+            Phase::Flushing => {
+                self.streams.map.flushed();
+                self.streams.blobs.iter_mut().for_each(Appender::flushed);
+                Phase::Superblock(0)
+            }
             Phase::SuperblockWriting(nth) => Phase::SuperblockWritten(nth),
             Phase::SuperblockFlushing(nth) if nth + 1 < SUPERBLOCK_COPIES => {
                 bowline_arena::fail_point!("checkpoint.superblock.first");

@@ -256,6 +256,7 @@ impl<M: Media> Store<M> {
                 Step::Moved
             }
             Phase::Flushing if self.compaction.flushed => {
+                self.streams.images.flushed();
                 job.phase = Phase::Record;
                 Step::Moved
             }

@@ -137,24 +137,22 @@ impl<M: Media> Store<M> {
     }
 
     pub(crate) fn run_done(&mut self, which: Stream, buffer: u32, result: Result<(), MediumError>) {
-        let to = self.streams.of(which).done(buffer);
-        let Err(error) = result else { return };
-        self.stop_writing(&format!("a write of {:?} failed: {error}", which.kind()));
-        if let Some((slot, 0)) = to {
-            self.leave_headless(which, slot);
+        self.streams.of(which).done(buffer);
+        if let Err(error) = result {
+            self.stop_writing(&format!("a write of {:?} failed: {error}", which.kind()));
         }
     }
 
-    /// The header of a slot did not go out: nothing in the slot is alive, and nothing more is put
-    /// there. (Blobs leave the slots that no superblock names by themselves.)
-    fn leave_headless(&mut self, which: Stream, slot: SlotId) {
-        if !self.streams.of(which).leave(slot) {
-            return;
+    /// Leaves the slots whose headers may not have gone out, or were dropped by a flush that failed:
+    /// nothing in them is alive.
+    pub(crate) fn leave_headless(&mut self) {
+        for blob in &mut self.streams.blobs {
+            // The next checkpoint frees the slots of blobs that no superblock names.
+            blob.leave_unflushed();
         }
-        match which {
-            Stream::Map => self.streams.full.push(slot),
-            Stream::Images => self.segments.close_slot(slot, self.checkpoints_begun),
-            Stream::Blob(_) => {}
+        self.streams.full.extend(self.streams.map.leave_unflushed());
+        if let Some(slot) = self.streams.images.leave_unflushed() {
+            self.segments.close_slot(slot, self.checkpoints_begun);
         }
     }
 }

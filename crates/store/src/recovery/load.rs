@@ -248,20 +248,23 @@ pub(crate) fn double_root<M: Media>(
     root: &Superblock,
     broken: &[Broken],
 ) -> Result<(), StoreError> {
-    let (mut found, mut missing) = (None, None);
+    let (mut found, mut missing, mut failed) = (None, None, None);
     for copy in 0..SUPERBLOCK_COPIES {
         let is_there = match medium.read(superblock_at(root.epoch.0, copy), BLOCK_BYTES) {
             Ok(block) => Superblock::decode(header.salt, header.pool, block).as_ref() == Some(root),
             Err(MediumError::Died) => return Err(MediumError::Died.into()),
             // A block that cannot be read can often be written: that is what the other copy is for.
-            Err(_) => false,
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
         };
         *(if is_there { &mut found } else { &mut missing }) = Some(copy);
     }
     let Some(missing) = missing else { return Ok(()) };
     let Some(mut found) = found else {
-        let what = "neither copy of the superblock that was just read can be read again";
-        return Err(StoreError::Damaged(format!("{what}: check the device, then start again")));
+        let changed = || StoreError::Damaged("the superblock changed while it was read".into());
+        return Err(failed.map_or_else(changed, StoreError::from));
     };
     let is_believed = broken.contains(&Broken::FoundCopyBelieved);
     if is_believed || broken.contains(&Broken::BothCopiesUnflushed) {

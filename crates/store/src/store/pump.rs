@@ -142,6 +142,7 @@ impl<M: Media> Store<M> {
         for slot in self.compaction.give_up() {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
+        self.leave_headless();
         self.fail_waiters(cause);
     }
 

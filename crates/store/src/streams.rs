@@ -143,8 +143,8 @@ impl<M: Media> Store<M> {
         }
     }
 
-    /// Leaves the slots whose headers may not have gone out, or were dropped by a flush that failed:
-    /// nothing in them is alive.
+    /// Leaves the slots whose headers may not have gone out, or were dropped by a flush that
+    /// failed: nothing in them is alive.
     pub(crate) fn leave_headless(&mut self) {
         for blob in &mut self.streams.blobs {
             // The next checkpoint frees the slots of blobs that no superblock names.

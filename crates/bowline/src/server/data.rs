@@ -32,6 +32,7 @@ use super::ring_sockets::RingSockets;
 use super::scrub::ScrubNews;
 use super::sockets::{Closed, Happening, Sockets};
 use super::spin::Spin;
+use super::watch::Watch;
 use crate::control::api::{Condition, PoolStatus, Problem};
 
 /// First byte of the tickets of sessions, and of our own.
@@ -106,6 +107,7 @@ pub struct Data {
     pub(super) tickets: u64,
     pub(super) turns: Turns,
     pub(super) scrub: ScrubNews,
+    pub(super) watch: Watch,
     pub(super) medium_name: &'static str,
     pub(super) started: Instant,
     /// By the slots of sessions.
@@ -159,6 +161,7 @@ impl Data {
             tickets: 0,
             turns: Turns::default(),
             scrub: ScrubNews::default(),
+            watch: Watch::default(),
             medium_name,
             started: Instant::now(),
             open: Vec::new(),
@@ -172,6 +175,7 @@ impl Data {
             _lock: opened.lock,
         };
         data.offer_disks();
+        data.begin_watch();
         Ok(data)
     }
 
@@ -229,6 +233,7 @@ impl Data {
         self.act();
         self.watch_scrub();
         self.answer_resuming();
+        self.watch_conditions(was_active, self.now);
         (was_active, is_moving)
     }
 
@@ -352,6 +357,7 @@ impl Data {
             store.is_busy().then(|| Micros(self.now.0 + TICK_US)),
             self.stopping.as_ref().map(|stopping| stopping.until),
             self.clock.take_alarm(),
+            self.watch.due,
         ];
         let first = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_micros(first.0.saturating_sub(self.clock.now().0)))

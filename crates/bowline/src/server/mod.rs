@@ -18,6 +18,7 @@ mod sockets;
 mod spin;
 mod status;
 mod tuning;
+mod watch;
 
 use crate::control::api::Problem;
 use command::Commands;

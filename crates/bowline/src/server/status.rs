@@ -67,25 +67,7 @@ impl Data {
         let store = self.disks.store();
         let status = store.status();
         let (space, count) = (status.space, status.counters);
-        let (mut state, mut conditions) = writes(&status);
-        if status.unmovable_slots > 0 {
-            conditions.push(unmovable(status.unmovable_slots));
-            state = if state == PoolState::Well { PoolState::Degraded } else { state };
-        }
-        let scrub = self.disks.store().scrub();
-        if scrub.findings_total() > 0 {
-            conditions.push(scrub_findings(&scrub));
-            state = if state == PoolState::Well { PoolState::Degraded } else { state };
-        }
-        if status.is_below_full {
-            conditions.push(space_below());
-            state = if state == PoolState::Well { PoolState::Degraded } else { state };
-        }
-        let limit = space.limit_bytes;
-        if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
-            conditions.push(space_low(space.mapped_bytes, limit));
-            state = if state == PoolState::Well { PoolState::Degraded } else { state };
-        }
+        let (state, conditions) = self.conditions(&status);
         PoolStatus {
             path: self.config.pool.display().to_string(),
             id: format!("{:032x}", self.header.pool.0),
@@ -117,6 +99,31 @@ impl Data {
                 media_errors: count.read_errors,
             },
         }
+    }
+
+    /// What is to be known of the pool, and its state with that.
+    pub(super) fn conditions(&self, status: &bowline_store::Status) -> (PoolState, Vec<Condition>) {
+        let space = status.space;
+        let (mut state, mut conditions) = writes(status);
+        if status.unmovable_slots > 0 {
+            conditions.push(unmovable(status.unmovable_slots));
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
+        let scrub = self.disks.store().scrub();
+        if scrub.findings_total() > 0 {
+            conditions.push(scrub_findings(&scrub));
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
+        if status.is_below_full {
+            conditions.push(space_below());
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
+        let limit = space.limit_bytes;
+        if space.mapped_bytes.saturating_mul(100) >= limit.saturating_mul(FULL_PERCENT) {
+            conditions.push(space_low(space.mapped_bytes, limit));
+            state = if state == PoolState::Well { PoolState::Degraded } else { state };
+        }
+        (state, conditions)
     }
 
     /// One disk, if it is there.

@@ -126,7 +126,7 @@ impl Fold {
         if let Some(record) = self.lineages.get_mut(&lineage) {
             // A count that does not go together with its pages is no count.
             record.data_blocks =
-                record.data_blocks.and_then(|count| (count + more).checked_sub(less));
+                record.data_blocks.and_then(|count| count.checked_add(more)?.checked_sub(less));
         }
     }
 

@@ -141,7 +141,7 @@ impl<S: Subject> Simulation<'_, S> {
             }
             Change::Disk { .. } => 0,
         };
-        let limit = self.call(|subject| subject.live_blocks_max())?;
+        let limit = self.limit()?;
         if (live + wanted) * 1000 < limit * FULL_PERMILLE {
             let says = self.call(|subject| subject.describe())?;
             let text =
@@ -150,6 +150,25 @@ impl<S: Subject> Simulation<'_, S> {
         }
         self.workload.relieve();
         Ok(())
+    }
+
+    /// The subject's limit for live data, which may not leave out slots that have space below, or
+    /// can get it: how many these are the simulator knows. One less for each time that the device
+    /// failed to give a slot its space.
+    fn limit(&mut self) -> Step<u64> {
+        let failed = self.host.device.borrow().counters().allocations_failed;
+        let slots = self.slots_below.saturating_sub(failed);
+        let limit = self.call(|subject| subject.live_blocks_max())?;
+        let least = self.call(|subject| subject.live_blocks_max_of(slots))?;
+        if limit < least {
+            let says = self.call(|subject| subject.describe())?;
+            let text = format!(
+                "no space with a limit of {limit} blocks, and {least} fit the {slots} slots that \
+                 can have space: {says}"
+            );
+            return Err(Violation(text).into());
+        }
+        Ok(limit)
     }
 
     pub fn read(&mut self, to: Target) -> Step<()> {

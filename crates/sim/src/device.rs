@@ -59,6 +59,8 @@ pub struct DeviceCounters {
     pub blocks_torn: u64,
     /// Allocations that found no space below.
     pub no_space: u64,
+    /// Allocations that failed by an injected error.
+    pub allocations_failed: u64,
     /// Injected errors, by read, write and flush.
     pub errors: [u64; 3],
 }
@@ -366,13 +368,15 @@ impl Device {
         if let Some(ready) = self.ready.pop_front() {
             return Some(ready);
         }
-        let mut flight = self.flights.swap_remove(earliest(&self.flights, self.now)?);
-        if let Io::Allocate { at, bytes, .. } = flight.io
-            && flight.fate == Fate::Good
-            && !self.back(at, bytes)
-        {
-            self.counters.no_space += 1;
-            flight.fate = Fate::Error(NO_SPACE);
+        let flight = self.flights.swap_remove(earliest(&self.flights, self.now)?);
+        if let Io::Allocate { at, bytes, .. } = flight.io {
+            if flight.fate != Fate::Good {
+                self.counters.allocations_failed += 1;
+            } else if !self.back(at, bytes) {
+                // Not an injected error: it excuses nothing but a refusal for want of space.
+                self.counters.no_space += 1;
+                return Some((flight.id, Err(system("simulated I/O", NO_SPACE))));
+            }
         }
         self.land(&flight);
         let result = match flight.fate {

@@ -75,6 +75,7 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("ignore-arena") => Broken::IgnoreArena,
         Some("blind-scrub") => Broken::BlindScrub,
         Some("open-bare-slots") => Broken::OpenBareSlots,
+        Some("hide-space") => Broken::HideSpace,
         Some("count-what-is-freed") => Broken::CountWhatIsFreed,
         Some("heal-trusts-medium") => Broken::HealTrustsMedium,
         Some("heal-without-root") => Broken::HealWithoutRoot,
@@ -301,6 +302,10 @@ impl Subject for Pool {
 
     fn live_blocks_max(&self) -> u64 {
         self.store.status().space.limit_bytes / PAGE as u64
+    }
+
+    fn live_blocks_max_of(&self, slots: u64) -> u64 {
+        self.store.live_limit_of(slots as u32)
     }
 
     fn describe(&self) -> String {

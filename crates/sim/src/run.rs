@@ -138,6 +138,8 @@ pub(crate) struct Simulation<'a, S: Subject> {
     pub damaged: bool,
     pub room: bool,
     pub disks_made: u32,
+    /// Slots of the pool that can have space below.
+    pub slots_below: u64,
     /// Flushes submitted to the medium before the last change was admitted by this process.
     pub changed_after: Option<u64>,
     /// The last change of the beginning.
@@ -203,6 +205,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
             // By a stream of its own: a write that fails, and then its retry, is rare otherwise.
             draw_bursts(&mut faults, &mut Random::new(!seed));
         }
+        let slots_below = setup.slots;
         Simulation {
             options,
             host: Host::new(&setup),
@@ -219,6 +222,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
             damaged: false,
             room: false,
             disks_made: 0,
+            slots_below,
             changed_after: None,
             first_replied: 0,
             operations_done: 0,
@@ -241,6 +245,7 @@ impl<'a, S: Subject> Simulation<'a, S> {
             let slots = (self.setup.slots * share / 100).max(SPARSE_SLOTS_MIN);
             let blocks = slots * self.setup.slot_blocks;
             self.host.device.borrow_mut().limit_space(blocks);
+            self.slots_below = slots.min(self.setup.slots);
         }
         self.host.lose_memory();
         self.recover(&[Crash::Process])?;

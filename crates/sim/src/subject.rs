@@ -299,6 +299,11 @@ pub trait Subject: Sized {
     /// Most blocks of data it says it can hold; near them it may refuse for want of space.
     fn live_blocks_max(&self) -> u64;
 
+    /// The same, where so many of its slots can have space, and no more.
+    fn live_blocks_max_of(&self, _slots: u64) -> u64 {
+        self.live_blocks_max()
+    }
+
     /// What it says of itself, for the report of a broken promise.
     fn describe(&self) -> String {
         String::new()

@@ -50,6 +50,12 @@ fn a_slot_that_is_opened_without_space_is_found() {
 }
 
 #[test]
+fn space_that_is_hidden_is_found() {
+    let options = Options { sparse: true, ..Options::default() };
+    assert!(find::<Pool>("hide-space", 12001..12021, &options).is_some());
+}
+
+#[test]
 fn every_broken_behaviour_is_found() {
     let options = Options { faults: false, damage: false, ..Options::default() };
     let missed: Vec<&str> = BROKEN

@@ -9,6 +9,10 @@
 //!   shows when space is taken ahead, and a request that would need it is refused before its reply.
 //! - Which slots have space is known for the life of the process only: asking again for what is
 //!   there costs next to nothing.
+//! - A slot that was in use at the start has its space, but is bare when it comes free. So it is
+//!   tried at once even while the file system below is full: it counts as available until it has
+//!   been refused itself. What is free after a checkpoint would be less than before otherwise, and
+//!   what `reserve.rs` keeps would not be there.
 //! - The lowest bare slot comes first, and slots that came free are used before bare ones: a sparse
 //!   file grows no further than it has to. Space is never given back: it would have to be taken and
 //!   zeroed again.
@@ -61,9 +65,10 @@ impl<M: Media> Store<M> {
             (self.backing.needed, self.backing.enough_at) = (0, at);
             return false;
         }
-        if self.segments.is_below_full() {
+        if self.segments.bare_from(SlotId(0)).is_none() {
             let is_due = self.now.0.saturating_sub(self.backing.full_at.0) >= RETRY_MICROS;
-            if !is_due || self.backing.needed == 0 {
+            let may_try = is_due && self.backing.needed > 0;
+            if self.segments.is_below_full() && !may_try {
                 return false;
             }
             self.segments.set_below_full(false);
@@ -101,8 +106,9 @@ impl<M: Media> Store<M> {
         }
         self.backing.next = SlotId(slot.0 + 1);
         self.backing.refusals += 1;
-        let all = self.segments.bare_slots() as u32;
-        if self.backing.refusals >= all.min(REFUSALS_MAX) {
+        self.segments.refuse(slot);
+        let is_last = self.segments.bare_from(SlotId(0)).is_none();
+        if is_last || self.backing.refusals >= REFUSALS_MAX {
             self.backing.refusals = 0;
             self.segments.set_below_full(true);
             self.backing.full_at = self.now;
@@ -148,4 +154,33 @@ pub(crate) fn backed_slot<M: Media>(
         || StoreError::Damaged("no free slot to go on in; grow the pool's medium".into()),
         StoreError::from,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SegmentId;
+
+    #[test]
+    fn what_comes_free_on_a_full_file_system_is_tried() {
+        let (old, new, bare) = (SlotId(0), SlotId(1), [SlotId(2), SlotId(3)]);
+        let mut segments = Segments::new(4, 64, SegmentId(1));
+        [old, new].into_iter().for_each(|slot| segments.use_slot(slot, SegmentKind::Log));
+        segments.refuse(bare[0]);
+        assert_eq!((segments.usable_slots(), segments.bare_available()), (4, 2), "may be an error");
+        segments.refuse(bare[1]);
+        segments.set_below_full(true);
+        assert_eq!((segments.usable_slots(), segments.bare_available()), (2, 0));
+        // One that has its space from before the start, and one that turns out to have none.
+        [old, new].into_iter().for_each(|slot| segments.give_back(slot));
+        assert_eq!((segments.usable_slots(), segments.bare_available()), (2, 2));
+        assert_eq!(segments.bare_from(SlotId(0)), Some(old));
+        segments.back(old);
+        segments.refuse(new);
+        segments.set_below_full(true);
+        assert_eq!((segments.usable_slots(), segments.bare_available()), (1, 0));
+        assert_eq!((segments.free_slots(), segments.bare_slots()), (1, 3));
+        segments.set_below_full(false);
+        assert_eq!((segments.usable_slots(), segments.bare_from(SlotId(0))), (4, Some(new)));
+    }
 }

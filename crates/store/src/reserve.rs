@@ -209,8 +209,13 @@ impl<M: Media> Store<M> {
 
     /// Most blocks that may be alive: the rest is for the pool to work with.
     pub(crate) fn live_limit_blocks(&self) -> u64 {
+        self.live_limit_of(self.segments.usable_slots())
+    }
+
+    /// Most blocks that may be alive where so many of the pool's slots can have space.
+    pub fn live_limit_of(&self, slots: u32) -> u64 {
         let write_blocks = self.options.write_bytes_max / BLOCK_BYTES;
-        limit_blocks(self.segments.usable_slots(), self.segments.slot_blocks(), write_blocks)
+        limit_blocks(slots, self.segments.slot_blocks(), write_blocks)
     }
 }
 

@@ -94,9 +94,11 @@ pub(crate) struct Segments {
     /// Free slots with space below, and those that are bare.
     free: BTreeSet<SlotId>,
     bare: BTreeSet<SlotId>,
+    /// Bare ones that did not get it in this round.
+    refused: BTreeSet<SlotId>,
     /// Whether a slot is known to have space.
     backed: Vec<bool>,
-    /// Whether bare slots cannot get space.
+    /// Whether it is to be had for none of those refused.
     is_below_full: bool,
     /// A broken mode: no slot is ever bare.
     is_backing_skipped: bool,
@@ -113,6 +115,8 @@ pub(crate) struct Segments {
     free_but_read: usize,
     /// Free slots that only the log may take: to go on in after a failure of the medium.
     kept_for_failures: usize,
+    /// A broken mode: what comes free while the file system below is full is not tried.
+    pub hides_space: bool,
     /// A broken mode: slots are free as soon as they are empty.
     pub reuses_at_once: bool,
 }
@@ -130,6 +134,7 @@ impl Segments {
             free: BTreeSet::new(),
             blobs: BTreeSet::new(),
             bare: BTreeSet::new(),
+            refused: BTreeSet::new(),
             backed: Vec::new(),
             is_below_full: false,
             is_backing_skipped: false,
@@ -140,6 +145,7 @@ impl Segments {
             readers: BTreeMap::new(),
             free_but_read: 0,
             kept_for_failures: 1,
+            hides_space: false,
             reuses_at_once: false,
         };
         segments.grow(slot_count);
@@ -164,6 +170,7 @@ impl Segments {
         self.is_backing_skipped = true;
         self.backed.fill(true);
         self.free.append(&mut self.bare);
+        self.free.append(&mut self.refused);
     }
 
     /// A slot has its space.
@@ -175,36 +182,50 @@ impl Segments {
         }
     }
 
-    /// The first bare slot from one on.
+    /// The first bare slot from one on that was not refused.
     pub(crate) fn bare_from(&self, slot: SlotId) -> Option<SlotId> {
         self.bare.range(slot..).next().copied()
     }
 
     pub(crate) fn has_bare(&self) -> bool {
-        !self.bare.is_empty()
+        self.bare_slots() > 0
     }
 
     /// Free slots without space.
     pub(crate) fn bare_slots(&self) -> usize {
-        self.bare.len()
+        self.bare.len() + self.refused.len()
     }
 
-    /// Those that can get it.
+    /// Those that may get it, as far as is known: while the file system below is full, those that
+    /// came free since it was found to be. They were in use before the start, and have theirs.
     pub(crate) fn bare_available(&self) -> usize {
-        if self.is_below_full { 0 } else { self.bare.len() }
+        if self.is_below_full { self.bare.len() } else { self.bare_slots() }
+    }
+
+    /// A slot did not get its space.
+    pub(crate) fn refuse(&mut self, slot: SlotId) {
+        if self.bare.remove(&slot) {
+            self.refused.insert(slot);
+        }
     }
 
     pub(crate) fn is_below_full(&self) -> bool {
         self.is_below_full
     }
 
+    /// No bare slot can get its space, or each may be tried again.
     pub(crate) fn set_below_full(&mut self, is_full: bool) {
         self.is_below_full = is_full;
+        let (from, to) = match is_full {
+            true => (&mut self.bare, &mut self.refused),
+            false => (&mut self.refused, &mut self.bare),
+        };
+        to.append(from);
     }
 
-    /// Slots that have space, or can get it.
+    /// Slots that have space, or may get it.
     pub(crate) fn usable_slots(&self) -> u32 {
-        self.slot_count() - (self.bare.len() - self.bare_available()) as u32
+        self.slot_count() - (self.bare_slots() - self.bare_available()) as u32
     }
 
     pub(crate) fn slot_count(&self) -> u32 {
@@ -320,11 +341,14 @@ impl Segments {
         self.pending -= usize::from(matches!(self.slots[at], SlotState::PendingFree(_)));
         self.pending += usize::from(matches!(state, SlotState::PendingFree(_)));
         self.bare.remove(&slot);
+        self.refused.remove(&slot);
         if state == SlotState::Free && self.backed[at] {
             self.free.insert(slot);
             self.free_but_read += is_read;
         } else if state == SlotState::Free {
-            self.bare.insert(slot);
+            let is_hidden = self.hides_space && self.is_below_full;
+            let bare = if is_hidden { &mut self.refused } else { &mut self.bare };
+            bare.insert(slot);
         }
         match state {
             SlotState::Open(SegmentKind::Blob) | SlotState::Used(SegmentKind::Blob) => {

@@ -119,6 +119,8 @@ pub enum Broken {
     BlindScrub,
     /// Slots are opened whether they have space or not.
     OpenBareSlots,
+    /// What comes free while the file system below is full counts as without space.
+    HideSpace,
     /// Data below a node that a range replaced still counts as data of its disk.
     CountWhatIsFreed,
     /// A start writes the second copy of a superblock before the first is flushed.

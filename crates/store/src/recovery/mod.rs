@@ -372,6 +372,7 @@ impl<M: Media> Opening<M> {
             double_root(&mut medium, &known.header, &known.root, &self.options.broken)?;
         }
         keep_image_slots(&self.memory, &left, &mut known.segments);
+        known.segments.hides_space = self.options.broken.contains(&Broken::HideSpace);
         if self.options.broken.contains(&Broken::OpenBareSlots) {
             known.segments.skip_backing();
         }

@@ -141,10 +141,10 @@ impl<M: Media> Store<M> {
         next
     }
 
-    /// Whether some of a segment still lies in the slot it was written to.
+    /// Whether some of a segment still lies in the slot as it was written. An image of it may come
+    /// to the same slot once that is free again, and is no segment.
     fn is_in(&self, slot: SlotId, segment: SegmentId) -> bool {
-        let residents = self.segments.residents(slot);
-        residents.range((segment, 0)..=(segment, u32::MAX)).next().is_some()
+        self.whole_in(slot).is_some_and(|(id, _)| id == segment)
     }
 
     fn next_visit(&mut self, job: &mut Job) -> Next {

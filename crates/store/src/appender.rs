@@ -142,11 +142,11 @@ impl Appender {
         Some(ReadyRun { buffer: index as u32, slot, block, from })
     }
 
-    /// A run has come back, well or not.
-    pub(crate) fn done(&mut self, buffer: u32) {
-        if let Some(buffer) = self.buffers.get_mut(buffer as usize) {
-            (buffer.is_flying, buffer.to) = (false, None);
-        }
+    /// A run has come back, well or not. Returns where it was to go.
+    pub(crate) fn done(&mut self, buffer: u32) -> Option<(SlotId, u32)> {
+        let buffer = self.buffers.get_mut(buffer as usize)?;
+        buffer.is_flying = false;
+        buffer.to.take()
     }
 
     /// All that was written is durable.

@@ -255,8 +255,12 @@ impl<M: Media> Store<M> {
 
     /// An I/O of writing elsewhere has come back. That of one that was broken off means nothing.
     pub(crate) fn heal_io_done(&mut self, result: Result<(), MediumError>) {
-        if let Some(job) = self.healing.job.as_mut().filter(|job| job.is_submitted) {
-            job.io = Some(result);
+        let Some(job) = self.healing.job.as_mut().filter(|job| job.is_submitted) else { return };
+        let is_flush = matches!(job.phase, Phase::Flush | Phase::RootFlush(_));
+        let has_dropped = is_flush && result.is_err();
+        job.io = Some(result);
+        if has_dropped {
+            self.leave_headless();
         }
     }
 

@@ -137,14 +137,17 @@ impl<M: Media> Store<M> {
     }
 
     pub(crate) fn run_done(&mut self, which: Stream, buffer: u32, result: Result<(), MediumError>) {
-        self.streams.of(which).done(buffer);
-        if let Err(error) = result {
-            self.stop_writing(&format!("a write of {:?} failed: {error}", which.kind()));
+        let to = self.streams.of(which).done(buffer);
+        let Err(error) = result else { return };
+        self.stop_writing(&format!("a write of {:?} failed: {error}", which.kind()));
+        if matches!(to, Some((_, 0))) {
+            self.leave_headless();
         }
     }
 
     /// Leaves the slots whose headers may not have gone out, or were dropped by a flush that
-    /// failed: nothing in them is alive.
+    /// failed: nothing in them is alive. Not whenever something fails: each takes a slot until the
+    /// next checkpoint, and to go on after a failure takes one too.
     pub(crate) fn leave_headless(&mut self) {
         for blob in &mut self.streams.blobs {
             // The next checkpoint frees the slots of blobs that no superblock names.

@@ -102,6 +102,9 @@ impl<M: Media> Store<M> {
     /// A flush has come back: the log is durable as far as it had completed.
     pub(super) fn flush_came_back(&mut self, result: &Result<(), MediumError>) {
         let covered = self.flushing.take().unwrap_or_default();
+        if result.is_err() {
+            self.leave_headless();
+        }
         if result.is_ok() && self.is_writing() {
             self.log_is_durable(covered);
         }
@@ -142,7 +145,6 @@ impl<M: Media> Store<M> {
         for slot in self.compaction.give_up() {
             self.segments.close_slot(slot, self.checkpoints_begun);
         }
-        self.leave_headless();
         self.fail_waiters(cause);
     }
 

@@ -8,8 +8,8 @@
 //!   everything later is in the arena and is written again. So a flush that failed before the
 //!   process died cannot make recovery trust what the medium only seems to hold. Where the arena
 //!   is gone but the host is not, what nothing proves to be durable is written in place once more.
-//! - Recovery writes only to slots nothing points to, and its own record of the new epoch last.
-//!   So it may be cut off anywhere and done again.
+//! - Recovery writes other bytes only to slots nothing points to, and its own record of the new
+//!   epoch last. So it may be cut off anywhere and done again.
 
 mod half;
 mod load;

@@ -371,18 +371,18 @@ fn create(names: &Names<'_>, identity: &Identity) -> Result<Memory, ArenaError> 
     remove_if_there(&unnamed).map_err(system("remove", &unnamed))?;
     let file = fresh_file(&unnamed).map_err(system("make", &unnamed))?;
     let needed_bytes = identity.bytes_total();
-    let none = rustix::fs::FallocateFlags::empty();
-    if let Err(error) = rustix::fs::fallocate(&file, none, 0, needed_bytes) {
+    file.set_len(needed_bytes).map_err(system("size", &unnamed))?;
+    let memory = map(&file, &unnamed, identity)?;
+    if let Err(error) = memory.allocate(&file) {
         remove_if_there(&unnamed).map_err(system("remove", &unnamed))?;
-        if error == rustix::io::Errno::NOSPC {
+        if error.kind() == ErrorKind::StorageFull {
             let free_bytes = rustix::fs::statvfs(names.directory)
                 .map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
             let path = names.directory.to_owned();
             return Err(ArenaError::NoRoom { path, needed_bytes, free_bytes });
         }
-        return Err(system("allocate", &unnamed)(error.into()));
+        return Err(system("allocate", &unnamed)(error));
     }
-    let memory = map(&file, &unnamed, identity)?;
     format(&memory, identity);
     crate::fail_point!("arena.formatted");
     std::fs::rename(&unnamed, &path).map_err(system("name", &path))?;

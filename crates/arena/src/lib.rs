@@ -13,6 +13,7 @@ pub mod fail;
 mod fence;
 mod file;
 mod header;
+mod large;
 mod lock;
 mod memory;
 mod operation;

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
+use crate::large;
+
 /// Bytes of a memory, as offset and length. A name only: it gives no access by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
@@ -127,27 +129,35 @@ impl Memory {
         Memory::new(base, bytes, Keep::Mapped)
     }
 
-    /// Maps a file, shared, for reading and writing. The file must be at least `bytes` long and its
-    /// pages allocated: touching a page that tmpfs cannot provide would be a bus error.
+    /// Maps a file, shared, for reading and writing. The file must be at least `bytes` long, and its
+    /// pages allocated before they are touched: one that tmpfs cannot provide would be a bus error.
     ///
     /// # Errors
     /// Whatever `mmap` reports.
     pub fn shared(file: impl std::os::fd::AsFd, bytes: u64) -> std::io::Result<Memory> {
         let length = usize::try_from(bytes).map_err(std::io::Error::other)?;
-        // SAFETY: a new shared mapping at a place the kernel chooses. That other processes map the
-        // same file is the purpose; only one of them, the instance's owner, writes to it.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                file,
-                0,
-            )
-        }?;
-        let base = NonNull::new(base.cast()).ok_or(std::io::ErrorKind::InvalidData)?;
+        let base = large::reserve(length)?;
+        // SAFETY: over a reservation that nobody else knows of. That other processes map the same
+        // file is the purpose; only one of them, the instance's owner, writes to it.
+        let mapped = unsafe {
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            mmap(base.as_ptr().cast(), length, ProtFlags::READ | ProtFlags::WRITE, flags, file, 0)
+        };
+        if let Err(error) = mapped {
+            // SAFETY: the reservation, which nobody uses.
+            let _ = unsafe { munmap(base.as_ptr().cast(), length) };
+            return Err(error.into());
+        }
         Ok(Memory::new(base, bytes, Keep::Mapped))
+    }
+
+    /// Gives all bytes of a new file that is mapped here their pages, large ones as far as there are
+    /// any.
+    ///
+    /// # Errors
+    /// If the file system has no room for them, or does not do it.
+    pub fn allocate(&self, file: impl std::os::fd::AsFd) -> std::io::Result<()> {
+        large::allocate(file.as_fd(), self.base, self.bytes)
     }
 
     fn new(base: NonNull<u8>, bytes: u64, keep: Keep) -> Memory {

@@ -1,12 +1,12 @@
 //! Memory in large pages.
 //!
-//! A device is told of a buffer piece by piece as it lies in physical memory. In pages of 4 KiB, which
-//! lie anywhere, a read of 1 MiB is 256 pieces: as many as the whole queue of a usual virtio disk
-//! holds, which then has one such read at a time. In pages of 2 MiB it is one piece. The pages of a
-//! file on tmpfs are small unless it was mounted otherwise, but they can be made large (Linux 6.1).
+//! A device is told of a buffer piece by piece as it lies in physical memory. In pages of 4 KiB,
+//! which lie anywhere, a read of 1 MiB is 256 pieces: as many as the whole queue of a usual virtio
+//! disk holds, which then has one such read at a time. In pages of 2 MiB it is one piece. The pages
+//! of a file on tmpfs are small unless it was mounted otherwise, but can be made large (Linux 6.1).
 //!
-//! Rules of this file: a reservation is aligned to large pages, as the offsets of a file are that is
-//! mapped there from its start; all else is advice to the kernel, and refused without harm.
+//! Rules of this file: a reservation is aligned to large pages, as the offsets of a file are that
+//! is mapped there from its start; all else is advice to the kernel, refused without harm.
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -31,7 +31,7 @@ pub(crate) fn reserve(bytes: usize) -> std::io::Result<NonNull<u8>> {
     }?;
     let before = start.addr().wrapping_neg() % LARGE_BYTES;
     // SAFETY: `before` is less than what was reserved beyond `bytes`. Both ends belong to the
-    // reservation just made, which nobody knows of yet; what is not given back is only address space.
+    // reservation just made, which nobody knows of; what is not given back is only address space.
     unsafe {
         let base = start.cast::<u8>().add(before);
         if before > 0 {

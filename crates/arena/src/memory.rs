@@ -129,8 +129,9 @@ impl Memory {
         Memory::new(base, bytes, Keep::Mapped)
     }
 
-    /// Maps a file, shared, for reading and writing. The file must be at least `bytes` long, and its
-    /// pages allocated before they are touched: one that tmpfs cannot provide would be a bus error.
+    /// Maps a file, shared, for reading and writing. The file must be at least `bytes` long, and
+    /// its pages allocated before they are touched: one that tmpfs cannot provide would be a bus
+    /// error.
     ///
     /// # Errors
     /// Whatever `mmap` reports.
@@ -151,7 +152,7 @@ impl Memory {
         Ok(Memory::new(base, bytes, Keep::Mapped))
     }
 
-    /// Gives all bytes of a new file that is mapped here their pages, large ones as far as there are
+    /// Gives all bytes of a new file that is mapped here their pages, large ones where there are
     /// any.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ use crate::tables::{Directory, LiveBits};
 use crate::{Io, LineageId, Media, MediumError, SegmentId, SlotId};
 
 use unmovable::Unmovable;
-use windows::{Known, Windows};
+use windows::{Known, Pace, Windows};
 pub(crate) use windows::{WINDOW_BLOCKS, WINDOWS_MAX};
 
 /// Blocks copied in one step.
@@ -487,7 +487,10 @@ impl<M: Media> Store<M> {
 
     /// Has blocks of the victim read, and what follows them read ahead.
     fn read_windows(&mut self, victim: SlotId, block: u32, blocks: u32, end: u32) -> Step {
-        while let Some(read) = self.compaction.windows.next_read(block, blocks, end) {
+        let is_urgent = self.compaction.slots_needed > 0;
+        let pace =
+            if self.is_beside_flushes() && !is_urgent { Pace::BesideFlushes } else { Pace::Full };
+        while let Some(read) = self.compaction.windows.next_read(block, blocks, end, pace) {
             let (at, into) = (self.header.block_at(victim, read.block), read.into);
             let purpose = Purpose::CompactionRead(read.window);
             self.in_flight.submit(&mut self.media, purpose, Io::Read { at, into });

@@ -187,6 +187,8 @@ pub struct Store<M> {
     drain_wanted: bool,
     flow: Flow,
     pub(crate) last_write_at: Micros,
+    /// When somebody last asked for a flush.
+    last_flush_at: Option<Micros>,
     /// The last batch whose durability some later header or checkpoint proves.
     proven: BatchNumber,
     pub(crate) prepared: Prepared,
@@ -262,6 +264,7 @@ impl<M: Media> Store<M> {
             drain_wanted: false,
             flow: Flow::default(),
             last_write_at: Micros(0),
+            last_flush_at: None,
             proven,
             prepared: Prepared::default(),
             backing: Backing::default(),

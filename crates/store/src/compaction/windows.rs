@@ -17,6 +17,20 @@ pub(crate) const WINDOWS_MAX: u32 = 4;
 /// Blocks read at a time.
 pub(crate) const WINDOW_BLOCKS: u32 = 128;
 
+/// The same beside clients that wait for flushes: a flush waits for what the medium was given
+/// before it.
+const WINDOWS_BESIDE_FLUSHES: usize = 2;
+const WINDOW_BLOCKS_BESIDE_FLUSHES: u32 = 32;
+
+/// How much may be read at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As much as there is room for.
+    Full,
+    /// Little, beside clients that wait for flushes.
+    BesideFlushes,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Empty,
@@ -137,7 +151,13 @@ impl Windows {
 
     /// The next read to submit so that `blocks` blocks from `block` on, and what follows up to
     /// `end`, is there in time. Windows before `block` are done with.
-    pub(super) fn next_read(&mut self, block: u32, blocks: u32, end: u32) -> Option<WindowRead> {
+    pub(super) fn next_read(
+        &mut self,
+        block: u32,
+        blocks: u32,
+        end: u32,
+        pace: Pace,
+    ) -> Option<WindowRead> {
         for window in &mut self.windows {
             let is_behind = window.block + window.blocks <= block;
             // What is asked for has to lie in one window.
@@ -150,6 +170,14 @@ impl Windows {
             if is_done {
                 window.state = State::Empty;
             }
+        }
+        let (windows_max, blocks_max) = match pace {
+            Pace::Full => (self.windows.len(), WINDOW_BLOCKS),
+            Pace::BesideFlushes => (WINDOWS_BESIDE_FLUSHES, WINDOW_BLOCKS_BESIDE_FLUSHES),
+        };
+        let reading = self.windows.iter().filter(|window| window.state == State::Reading).count();
+        if reading >= windows_max {
+            return None;
         }
         let mut next = block;
         while next < end {
@@ -172,7 +200,7 @@ impl Windows {
                 }
                 None => {}
             }
-            let run = WINDOW_BLOCKS.min(end - next);
+            let run = blocks_max.max(blocks).min(end - next);
             let count = if next < self.one_by_one { blocks.min(run) } else { run };
             return self.read(next, count, next == block);
         }
@@ -198,5 +226,32 @@ impl Windows {
             State::Reading => State::Failed,
             _ => State::Empty,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_arena::Pages;
+
+    use super::*;
+
+    #[test]
+    fn little_is_read_beside_flushes() {
+        let memory = Rc::new(Memory::private(2 << 20));
+        let mut pages = Pages::whole(memory.clone());
+        let spans = (0..4).map(|_| pages.take(WINDOW_BLOCKS).expect("a window")).collect();
+        let mut windows = Windows::new(memory, spans);
+        windows.begin(SlotId(1));
+        let mut read = |pace| {
+            windows
+                .next_read(1, 1, 2048, pace)
+                .map(|read| (read.block, read.into.bytes / PAGE_BYTES))
+        };
+        assert_eq!(read(Pace::BesideFlushes), Some((1, 32)));
+        assert_eq!(read(Pace::BesideFlushes), Some((33, 32)));
+        assert_eq!(read(Pace::BesideFlushes), None, "until one has come back");
+        assert_eq!(read(Pace::Full), Some((65, 128)));
+        assert_eq!(read(Pace::Full), Some((193, 128)));
+        assert_eq!(read(Pace::Full), None, "all are in use");
     }
 }

@@ -19,6 +19,8 @@ const EAGER_BATCHES_MAX: usize = 4;
 /// A pool that was written to and then left alone closes its log after this time, so that the last
 /// flush can be proven (rule D3).
 const IDLE_CLOSE_MICROS: u64 = 500_000;
+/// So long after a flush was asked for, another one is expected.
+const FLUSHES_NEAR_MICROS: u64 = 20_000;
 
 impl<M: Media> Store<M> {
     /// Asks that everything admitted so far be made durable; [`Event::Flushed`] answers.
@@ -29,6 +31,7 @@ impl<M: Media> Store<M> {
             self.events.push_back(Event::Flushed { ticket, result });
             return;
         }
+        self.last_flush_at = Some(self.now);
         let target = self.log.last();
         if target <= self.log.durable {
             self.events.push_back(Event::Flushed { ticket, result: Ok(()) });
@@ -53,6 +56,12 @@ impl<M: Media> Store<M> {
         self.log.flushed(covered);
         self.room_made = true;
         self.answer_waiters();
+    }
+
+    /// Whether clients wait for flushes now and then: what nobody waits for is kept small then.
+    pub(crate) fn is_beside_flushes(&self) -> bool {
+        let near = |last: Micros| self.now.0.saturating_sub(last.0) < FLUSHES_NEAR_MICROS;
+        self.last_flush_at.is_some_and(near)
     }
 
     /// Whether batches of the log are on their way.

@@ -1,7 +1,8 @@
 //! Where a flush runs: on the data thread while flushes are quick, else on a thread of its own.
 //!
 //! Going through another thread costs a flush of 0.1 ms a third of its rate; a flush of 2 ms on the
-//! data thread freezes every read. So the place follows the measured cost.
+//! data thread freezes every read. So the place follows the measured cost: few may be slow, and
+//! hardly any long.
 
 /// A setting for where flushes run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,8 +16,12 @@ pub enum FlushPlace {
     Flusher,
 }
 
-/// Flushes slower than this are slow.
+/// Flushes that take this are slow; one of so many may be.
 const SLOW_MICROS: u64 = 200;
+const SLOW_PART: u32 = 20;
+/// Flushes that take this are long; one of so many may be.
+const LONG_MICROS: u64 = 2_000;
+const LONG_PART: u32 = 100;
 /// How many of the latest flushes count.
 const WINDOW: u32 = 128;
 /// How many must be known before the data thread risks one.
@@ -28,6 +33,8 @@ pub struct FlushPolicy {
     place: FlushPlace,
     /// One bit for each of the latest flushes, the newest lowest: set if it was slow.
     slow: u128,
+    /// The same for long ones.
+    long: u128,
     known: u32,
 }
 
@@ -37,16 +44,17 @@ impl FlushPolicy {
     /// A policy that knows nothing yet.
     #[must_use]
     pub fn new(place: FlushPlace) -> FlushPolicy {
-        FlushPolicy { place, slow: 0, known: 0 }
+        FlushPolicy { place, slow: 0, long: 0, known: 0 }
     }
 
     /// Takes note of how long a flush took.
     pub fn record(&mut self, micros: u64) {
         self.slow = self.slow << 1 | u128::from(micros >= SLOW_MICROS);
+        self.long = self.long << 1 | u128::from(micros >= LONG_MICROS);
         self.known = (self.known + 1).min(WINDOW);
     }
 
-    /// Whether the next flush runs on the data thread: 99 of 100 were quick, and nobody waits for
+    /// Whether the next flush runs on the data thread: nearly all were quick, and nobody waits for
     /// a read meanwhile.
     #[must_use]
     pub fn on_data_thread(&self, reads_outstanding: usize) -> bool {
@@ -54,7 +62,8 @@ impl FlushPolicy {
             FlushPlace::DataThread => true,
             FlushPlace::Flusher => false,
             FlushPlace::Auto => {
-                let quick = self.slow.count_ones() * 100 <= self.known;
+                let quick = self.slow.count_ones() * SLOW_PART <= self.known
+                    && self.long.count_ones() * LONG_PART <= self.known;
                 self.known >= KNOWN_MIN && quick && reads_outstanding == 0
             }
         }
@@ -76,10 +85,14 @@ mod tests {
         assert!(!policy.on_data_thread(1), "a read is outstanding");
         policy.record(200);
         assert!(!policy.on_data_thread(0), "one of 17 was slow");
-        (0..100).for_each(|_| policy.record(199));
-        assert!(policy.on_data_thread(0), "one of 117 was slow");
+        (0..3).for_each(|_| policy.record(199));
+        assert!(policy.on_data_thread(0), "one of 20 was slow");
+        policy.record(2000);
+        assert!(!policy.on_data_thread(0), "one of 21 was long");
+        (0..79).for_each(|_| policy.record(199));
+        assert!(policy.on_data_thread(0), "one of 100 was long");
         policy.record(5000);
-        assert!(!policy.on_data_thread(0), "two of 118");
+        assert!(!policy.on_data_thread(0), "two of 101");
         (0..128).for_each(|_| policy.record(1));
         assert!(policy.on_data_thread(0), "forgotten");
     }

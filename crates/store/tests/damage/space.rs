@@ -170,6 +170,74 @@ fn a_disk_says_how_much_data_it_holds() {
     compare(&mut history, &disks[1..]);
 }
 
+/// In the log one block, in the map nothing but what was there before.
+#[test]
+fn a_discard_of_any_size_is_one_record() {
+    for blocks in [1 << 8, 1 << 18, 1 << 28] {
+        let mut history = History::new(64);
+        let disk = history.disk("a", 2 << 40);
+        history.write(disk, 5, 3);
+        history.world.flush();
+        history.checkpoint();
+        let counters = |history: &History| history.world.store.status().counters;
+        let before = counters(&history);
+        history.clear(disk, 0, blocks, false);
+        history.world.flush();
+        let discarded = counters(&history);
+        assert_eq!(discarded.batches - before.batches, 1, "{blocks} blocks");
+        assert_eq!(discarded.log_bytes - before.log_bytes, BLOCK_BYTES, "{blocks} blocks");
+        history.checkpoint();
+        let pages = (counters(&history).map_bytes - before.map_bytes) / BLOCK_BYTES;
+        assert!(pages <= 5, "a way through the map from the root to a leaf, not {pages} pages");
+        let mut history = history.restart();
+        assert_eq!(history.world.read(disk, 6).unwrap(), vec![0; BLOCK_BYTES as usize]);
+        assert_eq!(space(&history).mapped_bytes, 0);
+    }
+}
+
+/// Ahead of the log, once in a pool's life, and only where somebody flushes.
+#[test]
+fn a_slot_is_made_ready_ahead_where_clients_flush() {
+    let slot_bytes = 1 << 20;
+    let pool = || History::of(open_with(format_with(64, slot_bytes), &[], options(1)).unwrap());
+    let mut history = pool();
+    let disk = history.disk("a", 8 << 20);
+    let zeroed = history.world.zeroed.clone();
+    history.world.idle();
+    assert!(zeroed.borrow().is_empty(), "nobody has flushed");
+    for at in 0..15 {
+        history.write(disk, at, 1);
+        history.world.flush();
+    }
+    assert!(zeroed.borrow().is_empty(), "15 flushes of a segment are not often");
+    history.write(disk, 15, 1);
+    history.world.flush();
+    history.world.poll();
+    let [(at, bytes)] = zeroed.borrow()[..] else { panic!("{:?}", zeroed.borrow()) };
+    assert_eq!((at - FIRST_SLOT_AT) % slot_bytes, 0);
+    assert_eq!(bytes, slot_bytes);
+    let place = at as usize..(at + bytes) as usize;
+    let is_empty = |history: &History| {
+        history.world.bytes.borrow()[place.clone()].iter().all(|byte| *byte == 0)
+    };
+    assert!(is_empty(&history), "the log has not come to it yet");
+    // Its successor was named when the segment began: that one comes first.
+    history.write(disk, 100, 250);
+    history.write(disk, 400, 250);
+    history.world.flush();
+    assert!(!is_empty(&history), "the log goes on in it");
+
+    let mut rested = pool();
+    let disk = rested.disk("a", 8 << 20);
+    rested.write(disk, 1, 1);
+    rested.world.flush();
+    let zeroed = rested.world.zeroed.clone();
+    assert!(zeroed.borrow().is_empty(), "one flush is not often");
+    rested.world.idle();
+    rested.world.idle();
+    assert_eq!(zeroed.borrow().len(), 1, "a pool that is left alone has time for one slot");
+}
+
 #[test]
 fn a_count_that_is_wrong_is_found() {
     let found = |broken: Vec<Broken>| {

@@ -38,8 +38,11 @@ pub struct Plain {
     pub refused_below: u64,
     /// Byte ranges the medium cannot read.
     pub unreadable: Unreadable,
+    /// Where zeros were asked for ahead of the log, and how many bytes.
+    pub zeroed: Zeroed,
 }
 
+type Zeroed = Rc<RefCell<Vec<(u64, u64)>>>;
 type UnderWay = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
 type Unreadable = Rc<RefCell<Vec<std::ops::Range<u64>>>>;
 
@@ -78,6 +81,9 @@ impl Plain {
                 let is_written =
                     |bad: &mut std::ops::Range<u64>| *at <= bad.start && bad.end <= to as u64;
                 self.unreadable.borrow_mut().retain_mut(|bad| !is_written(bad));
+            }
+            Io::Allocate { at, bytes, zeroed: true } => {
+                self.zeroed.borrow_mut().push((*at, *bytes));
             }
             _ => {}
         }
@@ -160,6 +166,7 @@ pub struct World {
     pub is_stuck: Rc<Cell<bool>>,
     pub under_way: UnderWay,
     pub unreadable: Unreadable,
+    pub zeroed: Zeroed,
     pub now: u64,
 }
 
@@ -177,6 +184,7 @@ fn plain(bytes: &Rc<RefCell<Vec<u8>>>, arena: &Arena) -> Plain {
         under_way: Rc::default(),
         refused_below: 0,
         unreadable: Rc::default(),
+        zeroed: Rc::default(),
     }
 }
 
@@ -237,11 +245,11 @@ fn open_on(
     let media = plain(&bytes, &arena);
     media.unreadable.borrow_mut().extend_from_slice(unreadable);
     let (is_stuck, unreadable) = (media.is_stuck.clone(), media.unreadable.clone());
-    let under_way = media.under_way.clone();
+    let (under_way, zeroed) = (media.under_way.clone(), media.zeroed.clone());
     let Arena { control, pages, memory, .. } = arena;
     let region = ArenaRegion { control, pages: pages.clone(), is_fresh };
     let store = Store::open(media, region, options)?;
-    Ok(World { store, bytes, memory, pages, is_stuck, under_way, unreadable, now: 0 })
+    Ok(World { store, bytes, memory, pages, is_stuck, under_way, unreadable, zeroed, now: 0 })
 }
 
 pub fn open(bytes: Rc<RefCell<Vec<u8>>>, boot: u128) -> Result<World, StoreError> {

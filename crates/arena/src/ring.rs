@@ -231,8 +231,12 @@ impl Ring {
     /// # Errors
     /// As [`submit`](Ring::submit).
     pub fn poll(&mut self) -> std::io::Result<()> {
+        self.poll_until(Ring::ready)
+    }
+
+    fn poll_until(&mut self, is_enough: fn(&Ring) -> bool) -> std::io::Result<()> {
         self.submit()?;
-        if !self.ready() && self.queues.sq_flags() & abi::SQ_TASKRUN != 0 {
+        if !is_enough(self) && self.queues.sq_flags() & abi::SQ_TASKRUN != 0 {
             self.enter(0, None)?;
         }
         Ok(())
@@ -247,11 +251,38 @@ impl Ring {
     /// # Panics
     /// If nothing is in flight and there is no timeout: that would be for ever.
     pub fn wait(&mut self, timeout: Option<Duration>, spin: Duration) -> std::io::Result<()> {
+        self.wait_until(timeout, spin, Ring::ready)
+    }
+
+    /// As [`wait`](Ring::wait), but for something that
+    /// [`completion_of`](Ring::completion_of) has not seen: what it keeps for others would end each
+    /// wait at once, and the kernel posts nothing to a thread that never enters it.
+    ///
+    /// # Errors
+    /// As [`submit`](Ring::submit).
+    ///
+    /// # Panics
+    /// As [`wait`](Ring::wait).
+    pub fn wait_for_more(
+        &mut self,
+        timeout: Option<Duration>,
+        spin: Duration,
+    ) -> std::io::Result<()> {
+        self.wait_until(timeout, spin, Ring::has_more)
+    }
+
+    fn wait_until(
+        &mut self,
+        timeout: Option<Duration>,
+        spin: Duration,
+        is_enough: fn(&Ring) -> bool,
+    ) -> std::io::Result<()> {
         assert!(timeout.is_some() || self.in_flight() > 0, "a wait for nothing");
         let spin = timeout.map_or(spin, |timeout| timeout.min(spin));
-        if self.ready() || !spin.is_zero() || timeout == Some(Duration::ZERO) {
-            self.poll()?;
-            if self.ready() || timeout == Some(Duration::ZERO) || self.spin(spin)? {
+        if is_enough(self) || !spin.is_zero() || timeout == Some(Duration::ZERO) {
+            self.poll_until(is_enough)?;
+            let is_over = is_enough(self) || timeout == Some(Duration::ZERO);
+            if is_over || self.spin(spin, is_enough)? {
                 return Ok(());
             }
         }
@@ -261,13 +292,13 @@ impl Ring {
     }
 
     /// Looks for completions without sleeping; true if there are some.
-    fn spin(&mut self, spin: Duration) -> std::io::Result<bool> {
+    fn spin(&mut self, spin: Duration, is_enough: fn(&Ring) -> bool) -> std::io::Result<bool> {
         let start = Instant::now();
         while start.elapsed() < spin {
             if self.queues.sq_flags() & abi::SQ_TASKRUN != 0 {
                 self.enter(0, None)?;
             }
-            if self.ready() {
+            if is_enough(self) {
                 return Ok(true);
             }
             std::hint::spin_loop();
@@ -301,7 +332,12 @@ impl Ring {
 
     /// Whether a completion can be reaped without a system call.
     pub fn ready(&self) -> bool {
-        !self.held.is_empty() || self.queues.cq_tail() != self.queues.cq_head()
+        !self.held.is_empty() || self.has_more()
+    }
+
+    /// Whether the kernel has posted something that nobody has looked at.
+    fn has_more(&self) -> bool {
+        self.queues.cq_tail() != self.queues.cq_head()
     }
 
     fn fresh_completion(&mut self) -> Option<Completed> {

@@ -190,6 +190,24 @@ fn classes_are_told_apart_and_kept() {
     assert_eq!(ring.in_flight(), 0);
 }
 
+/// What is kept for others neither ends the wait nor keeps the kernel from posting.
+#[test]
+fn a_wait_for_more_is_for_what_is_not_kept() {
+    let Some((mut ring, _pages)) = ring(RingOptions::default()) else { return };
+    ring.push(UserData::new(1, 10, 0), Operation::Nop);
+    ring.push(UserData::new(2, 20, 0), Operation::Timeout { after: Duration::from_millis(20) });
+    ring.wait(None, SPIN).expect("waited");
+    assert!(ring.completion_of(2).is_none(), "it takes 20 ms");
+    assert!(ring.ready(), "the other is kept");
+    // A wait that ended at once would be over before its time, however often it is tried here.
+    let found = (0..100).find_map(|_| {
+        ring.wait_for_more(None, SPIN).expect("waited");
+        ring.completion_of(2)
+    });
+    assert_eq!(found.expect("it has come back").user_data.slot(), 20);
+    assert_eq!(ring.completion().expect("kept").user_data.slot(), 10);
+}
+
 #[test]
 fn dropping_a_ring_ends_what_is_in_flight() {
     let Some((mut ring, pages)) = ring(RingOptions::default()) else { return };

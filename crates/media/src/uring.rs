@@ -132,7 +132,8 @@ impl Media for UringMedia {
             if !state.desk.done.is_empty() {
                 return Ok(());
             }
-            let waited = state.ring.borrow_mut().wait(None, state.spin);
+            // The ring may keep what came back to sockets: that must not end the wait.
+            let waited = state.ring.borrow_mut().wait_for_more(None, state.spin);
             waited.map_err(|error| ring_error(&error))?;
             let class = state.class;
             loop {

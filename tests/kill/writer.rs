@@ -193,12 +193,14 @@ impl Writer {
 }
 
 fn is_death(code: i32) -> bool {
-    [libc_numbers::CONNECTION_RESET, libc_numbers::BROKEN_PIPE, libc_numbers::REFUSED]
-        .contains(&code)
+    use libc_numbers::{BROKEN_PIPE, CONNECTION_RESET, NO_ENTRY, REFUSED};
+    // A server that stops takes its socket away, perhaps before a writer's thread has begun.
+    [CONNECTION_RESET, BROKEN_PIPE, REFUSED, NO_ENTRY].contains(&code)
 }
 
 /// Linux's numbers for a connection that is no more.
 mod libc_numbers {
+    pub const NO_ENTRY: i32 = 2;
     pub const BROKEN_PIPE: i32 = 32;
     pub const CONNECTION_RESET: i32 = 104;
     pub const REFUSED: i32 = 111;

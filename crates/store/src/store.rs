@@ -229,7 +229,9 @@ pub(crate) struct Recovered<M> {
 
 impl<M: Media> Store<M> {
     pub(crate) fn start(from: Recovered<M>) -> Store<M> {
-        let proven = from.log.durable;
+        // The superblock says how much of the log this epoch accepted. What the arena held is
+        // durable behind that, but nothing on the medium says so yet.
+        let proven = from.root.proven();
         let compaction = Compaction::new(Rc::clone(&from.memory), from.work);
         let mut store = Store {
             media: from.media,

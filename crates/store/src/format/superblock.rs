@@ -171,6 +171,12 @@ fn decode_extents(from: &[[U32; 3]]) -> Vec<BlobExtent> {
 }
 
 impl Superblock {
+    /// How much of the log was durable when it was written, for all who read it.
+    pub(crate) fn proven(&self) -> BatchNumber {
+        let accepted = self.cuts.last().map(|cut| cut.accepted.number);
+        self.position.number.max(accepted.unwrap_or_default())
+    }
+
     /// The slots in which copies of the blob lie.
     pub(crate) fn blob_slots(&self) -> BTreeSet<SlotId> {
         self.blob.iter().flatten().map(|extent| extent.slot).collect()

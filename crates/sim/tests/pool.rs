@@ -23,8 +23,8 @@ fn seeds_keep_every_promise_on_a_failing_medium() {
 /// Seeds that once failed: a header of a recovery that was cut off, a scrub that took an error of
 /// the medium for damage, a slot whose header never went out, a checkpoint that came upon damage,
 /// batches that a failed flush had dropped and an arena that was gone, a header of a slot that such
-/// a flush had dropped, a burst of failures that left no slot to go on in, batches of an arena that nothing on the medium
-/// proved to be durable.
+/// a flush had dropped, a burst of failures that left no slot to go on in, batches of an arena that
+/// nothing on the medium proved to be durable.
 #[test]
 fn seeds_that_failed_once_keep_every_promise() {
     for seed in [1776, 3197, 3227, 4218, 4817, 5395, 5421, 6499, 6583] {

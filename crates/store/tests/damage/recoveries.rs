@@ -95,6 +95,30 @@ fn a_disk_destroyed_after_many_discards_is_replayed() {
     }
 }
 
+/// What an arena held is durable when its pool is open again. Once that is proven, a sector lost
+/// there is no torn end.
+#[test]
+fn what_an_arena_held_is_proven_when_the_pool_is_left_alone() {
+    let (mut world, disk) = world(60);
+    world.write(disk, 1, &content(1));
+    world.flush();
+    // It never comes to the medium.
+    world.is_stuck.set(true);
+    world.write(disk, 2, &content(2));
+    world.poll();
+    let mut world = adopt(world, 1);
+    assert_eq!(world.store.status().counters.batches_adopted, 1);
+    world.idle();
+    let bytes = world.bytes.clone();
+    drop(world);
+    let data = content(2);
+    let at = bytes.borrow().chunks(BLOCK).position(|block| block == &data[..]).unwrap();
+    bytes.borrow_mut()[(at - 1) * BLOCK..at * BLOCK].fill(0);
+    let world = open(bytes, 2).unwrap();
+    let state = world.store.status().state;
+    assert!(matches!(state, PoolState::Damaged(_)), "cut off without a word: {state:?}");
+}
+
 /// The closing batch comes also where the segment is full: in the next one.
 #[test]
 fn a_flush_at_the_very_end_of_a_segment_is_proven() {

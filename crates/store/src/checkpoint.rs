@@ -53,6 +53,9 @@ enum Phase {
 
 /// What a frozen generation stands for.
 pub(crate) struct Frozen {
+    /// Its number. A checkpoint that is taken up again keeps it: what came free after the freeze is
+    /// needed for replay until the next one.
+    begun: u64,
     position: Position,
     seq: Seq,
     catalogue: Catalogue,
@@ -130,15 +133,16 @@ impl<M: Media> Store<M> {
                 self.shape.resized = 0;
                 self.bytes_since_checkpoint = 0;
                 let position = self.log.position();
-                Frozen { position, seq: self.seq, catalogue: self.catalogue.clone() }
+                self.checkpoints_begun += 1;
+                let begun = self.checkpoints_begun;
+                Frozen { begun, position, seq: self.seq, catalogue: self.catalogue.clone() }
             }
         };
         self.checkpoint_wanted = false;
-        self.checkpoints_begun += 1;
         let lineages = self.map.lineages.clone();
         let fold = Fold::new(lineages, &frozen.catalogue, &self.options.give_up);
         self.checkpoint = Some(Checkpoint {
-            begun: self.checkpoints_begun,
+            begun: frozen.begun,
             position: frozen.position,
             seq: frozen.seq,
             catalogue: frozen.catalogue,
@@ -163,10 +167,10 @@ impl<M: Media> Store<M> {
     /// Gives the checkpoint under way up: its pages are garbage, its generation stays frozen.
     pub(crate) fn give_up_checkpoint(&mut self) {
         let Some(checkpoint) = self.checkpoint.take() else { return };
-        let Checkpoint { position, seq, catalogue, fold, .. } = checkpoint;
+        let Checkpoint { begun, position, seq, catalogue, fold, .. } = checkpoint;
         // There may be many: they are counted as dead in small steps.
         self.forsaken.extend(fold.made);
-        self.given_up = Some(Frozen { position, seq, catalogue });
+        self.given_up = Some(Frozen { begun, position, seq, catalogue });
         self.checkpoint_wanted = true;
         self.streams.io_finished = false;
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::header::{HEADER_BYTES, Header, Identity, Owner, Unusable, sizes_fit};
 use crate::lock::{Life, OwnerLock, life, own_start};
 use crate::place::{
-    Names, boot_id, check_directory, default_directory, fresh_file, remove_if_there, system,
+    Names, boot_id, check_directory, default_directory, fresh_file, remove_if_there, room, system,
 };
 use crate::{
     ARENA_LAYOUT, DeadRing, FenceError, Memory, Pages, Part, Passed, Ring, RingOptions,
@@ -69,17 +69,18 @@ pub enum ArenaError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file system is too small.
+    /// The file system or the free memory behind it is too small.
     #[error(
-        "the file system of {path} has {free_bytes} bytes free, the arena needs {needed_bytes}; \
-         enlarge it, choose another with --arena, or ask for a smaller arena"
+        "{path} has room for {free_bytes} bytes more (its file system, or the machine's free \
+         memory), the arena needs {needed_bytes}; enlarge it, choose another directory with \
+         --arena, or ask for a smaller arena"
     )]
     NoRoom {
         /// The directory.
         path: PathBuf,
         /// Bytes the arena needs.
         needed_bytes: u64,
-        /// Bytes there are.
+        /// Bytes that can be had.
         free_bytes: u64,
     },
     /// The file is of another version.
@@ -369,17 +370,24 @@ fn find(
 fn create(names: &Names<'_>, identity: &Identity) -> Result<Memory, ArenaError> {
     let (path, unnamed) = (names.arena(), names.named("arena.new"));
     remove_if_there(&unnamed).map_err(system("remove", &unnamed))?;
-    let file = fresh_file(&unnamed).map_err(system("make", &unnamed))?;
     let needed_bytes = identity.bytes_total();
+    let no_room = |free_bytes| {
+        let path = names.directory.to_owned();
+        ArenaError::NoRoom { path, needed_bytes, free_bytes }
+    };
+    // Asked first: pages are allocated one after the other, and a tmpfs may promise more than the
+    // machine has. Finding the end of its memory by trying would cost somebody else his life.
+    let free_bytes = room(names.directory).map_err(system("look at", names.directory))?;
+    if needed_bytes > free_bytes {
+        return Err(no_room(free_bytes));
+    }
+    let file = fresh_file(&unnamed).map_err(system("make", &unnamed))?;
     file.set_len(needed_bytes).map_err(system("size", &unnamed))?;
     let memory = map(&file, &unnamed, identity)?;
     if let Err(error) = memory.allocate(&file) {
         remove_if_there(&unnamed).map_err(system("remove", &unnamed))?;
         if error.kind() == ErrorKind::StorageFull {
-            let free_bytes = rustix::fs::statvfs(names.directory)
-                .map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
-            let path = names.directory.to_owned();
-            return Err(ArenaError::NoRoom { path, needed_bytes, free_bytes });
+            return Err(no_room(room(names.directory).unwrap_or(0)));
         }
         return Err(system("allocate", &unnamed)(error));
     }

@@ -78,13 +78,39 @@ pub(crate) fn check_directory(path: &Path, any_file_system: bool) -> Result<(), 
     if found.mode() & 0o022 != 0 {
         return refused("others can write to it (chmod go-w)");
     }
-    const TMPFS: u64 = 0x0102_1994;
     let file_system =
         rustix::fs::statfs(path).map_err(|error| system("look at", path)(error.into()))?;
     if file_system.f_type as u64 != TMPFS && !any_file_system {
         return refused("it is not on tmpfs; choose one that is with --arena");
     }
     Ok(())
+}
+
+/// What tells a tmpfs.
+const TMPFS: u64 = 0x0102_1994;
+
+/// Bytes that new files in a directory can take: what its file system has free and, on tmpfs, not
+/// more than the machine has of memory.
+pub(crate) fn room(path: &Path) -> std::io::Result<u64> {
+    let found = rustix::fs::statfs(path)?;
+    let free_bytes = found.f_bavail.saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
+    if found.f_type as u64 != TMPFS {
+        return Ok(free_bytes);
+    }
+    let memory = std::fs::read_to_string("/proc/meminfo").ok();
+    let memory_bytes = memory.and_then(|text| available(&text)).unwrap_or(u64::MAX);
+    // A tmpfs without a limit says that it has no blocks at all.
+    Ok(if found.f_blocks == 0 { memory_bytes } else { free_bytes.min(memory_bytes) })
+}
+
+/// Bytes of memory that can be had without anybody's harm, by the text of `/proc/meminfo`.
+fn available(text: &str) -> Option<u64> {
+    let kibibytes = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    };
+    // Files on tmpfs can be swapped out.
+    Some((kibibytes("MemAvailable:")? + kibibytes("SwapFree:").unwrap_or(0)) << 10)
 }
 
 pub(crate) fn fresh_file(path: &Path) -> std::io::Result<std::fs::File> {
@@ -105,4 +131,17 @@ pub(crate) fn remove_if_there(path: &Path) -> std::io::Result<()> {
 pub fn boot_id() -> std::io::Result<u128> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     u128::from_str_radix(&text.trim().replace('-', ""), 16).map_err(Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::available;
+
+    #[test]
+    fn memory_that_can_be_had_is_what_is_available_and_what_can_be_swapped() {
+        let text = "MemTotal:       24683520 kB\nMemFree: 1 kB\nMemAvailable:   1024 kB\n";
+        assert_eq!(available(text), Some(1 << 20));
+        assert_eq!(available(&format!("{text}SwapFree:           1 kB\n")), Some((1 << 20) + 1024));
+        assert_eq!(available("MemTotal: 3 kB\nMemAvailable: many"), None);
+    }
 }

@@ -28,7 +28,9 @@ fn seeds_keep_every_promise_on_a_failing_medium() {
 /// checkpoint that was given up and taken up again.
 #[test]
 fn seeds_that_failed_once_keep_every_promise() {
-    for seed in [1776, 3197, 3227, 3879, 4218, 4817, 5395, 5421, 6499, 6583, 70889, 71373] {
+    for seed in
+        [1776, 3197, 3227, 3873, 3879, 4218, 4817, 5395, 5421, 6499, 6583, 70889, 71373, 80297]
+    {
         let report = run_seeds::<Pool>(seed..seed + 1, &Options::default());
         assert!(report.failed.is_empty(), "{:#?}", report.failed);
     }

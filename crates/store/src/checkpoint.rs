@@ -61,6 +61,13 @@ pub(crate) struct Frozen {
     catalogue: Catalogue,
 }
 
+impl Frozen {
+    /// The segment of the log where its place is.
+    pub(crate) fn segment(&self) -> SegmentId {
+        self.position.segment
+    }
+}
+
 /// A checkpoint under way.
 pub(crate) struct Checkpoint {
     begun: u64,
@@ -430,7 +437,7 @@ impl<M: Media> Store<M> {
 
     /// Slots of blobs that hold nothing of the new one are free: the last checkpoint's, and those
     /// of checkpoints that were given up.
-    fn free_blob_slots(&mut self) {
+    pub(crate) fn free_blob_slots(&mut self) {
         let mut kept = self.root.blob_slots();
         kept.extend(self.streams.blob_slots());
         let dead: Vec<_> = self.segments.blob_slots().filter(|slot| !kept.contains(slot)).collect();

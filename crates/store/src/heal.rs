@@ -11,6 +11,8 @@
 //!    superblock would not know of the cut, or be mistaken for the one that does.
 //! 4. Root: the superblock says where the log goes on, a cut as at the beginning of an epoch;
 //!    RootFlush: that is flushed. Both for one copy, then for the other.
+//!    Segments that held nothing but batches which are elsewhere now are free at once: no superblock
+//!    leads to them. Without that, failures one after the other would use the free slots up.
 //! 5. The log goes on: the batches are written to their new places, and flushed, as any others.
 //!
 //! Invariants:
@@ -39,16 +41,16 @@
 //! - Writes are refused as busy meanwhile, or as stopped if the pool was; flushes wait. Closing the
 //!   pool waits for the end of it.
 
-use crate::checkpoint::Step;
+use crate::checkpoint::{Frozen, Step};
 use crate::format::{
-    CUTS_MAX, Cut, EntryKind, LogEntry, Position, SUPERBLOCK_COPIES, Superblock, other_copy,
-    superblock_at,
+    CUTS_MAX, Cut, EntryKind, LogEntry, Position, SUPERBLOCK_COPIES, SegmentKind, Superblock,
+    other_copy, superblock_at,
 };
 use crate::io::Purpose;
 use crate::recovery::check_slot_count;
 use crate::store::{Broken, Store};
 use crate::tables::Entry;
-use crate::{BatchNumber, Io, Lba, Media, MediumError, PoolState, StoreError};
+use crate::{BatchNumber, Io, Lba, Media, MediumError, PoolState, SegmentId, StoreError};
 
 /// Blocks that get a new place in one step, unless a single batch has more.
 const BLOCKS_PER_STEP: u32 = 512;
@@ -97,6 +99,8 @@ pub(crate) struct Healing {
     generation: u64,
     /// What has been placed, until the superblock says so: it outlives a try that failed.
     placing: Option<Placing>,
+    /// Segments that hold nothing else than what is being placed again.
+    left: Vec<SegmentId>,
     /// How the last one ended that was asked for, until somebody has been told.
     resumed: Option<Result<(), StoreError>>,
 }
@@ -280,13 +284,30 @@ impl<M: Media> Store<M> {
         if self.cuts_before(safe).count() >= CUTS_MAX {
             return Err(StoreError::Invalid("too many failures without a checkpoint".into()));
         }
+        let left = self.segments_to_leave();
         self.log.rewind(safe);
         self.log.drop_headers();
         self.next_segment(safe)?;
+        self.healing.left = left;
         let (segment, slot) = (self.log.segment.segment, self.log.segment.slot);
         let cut = Cut { epoch: self.root.epoch, accepted, segment, slot };
         self.healing.placing = Some(Placing { cut, next: 0 });
         Ok(())
+    }
+
+    /// Segments of the log with no batch that is safe. Not those where a checkpoint begins, even
+    /// behind their last batch: a start looks for them.
+    fn segments_to_leave(&self) -> Vec<SegmentId> {
+        let Some(first) = self.log.batches.front() else { return Vec::new() };
+        // A batch behind the first block of a segment follows a safe one there.
+        let mut from = SegmentId(first.segment.0 + u64::from(first.block > 1));
+        let mut kept = vec![self.root.position.segment];
+        kept.extend(self.given_up.as_ref().map(Frozen::segment));
+        if self.is_broken(Broken::HealLeavesSafe) {
+            (from, kept) = (SegmentId(self.root.position.segment.0 + 1), Vec::new());
+        }
+        let later = self.segments.from(from).filter(|(_, one)| one.kind == SegmentKind::Log);
+        later.map(|(id, _)| id).filter(|id| !kept.contains(id)).collect()
     }
 
     fn cuts_before(&self, safe: BatchNumber) -> impl Iterator<Item = Cut> {
@@ -349,6 +370,10 @@ impl<M: Media> Store<M> {
             self.root = root;
         }
         self.healing.placing = None;
+        for segment in std::mem::take(&mut self.healing.left) {
+            self.segments.leave_whole(segment);
+        }
+        self.free_blob_slots();
         self.counters.heals += 1;
         if job.is_asked {
             self.state = PoolState::Healthy;

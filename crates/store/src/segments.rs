@@ -474,6 +474,22 @@ impl Segments {
         }
     }
 
+    /// Forgets a segment of the log that fills its slot, is closed, has nothing alive in it, and that
+    /// neither a checkpoint nor a replay can come across: its slot is free. Others stay.
+    pub(crate) fn leave_whole(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get(&id).filter(|one| one.live.count() == 0) else {
+            return;
+        };
+        let [piece] = segment.pieces.as_slice() else { return };
+        let slot = piece.slot;
+        let is_closed = self.slot(slot) == Some(SlotState::Used(SegmentKind::Log));
+        let is_whole = piece.directory.len() == self.slot_blocks;
+        if is_closed && is_whole && self.residents(slot).len() == 1 {
+            self.drop_segment(id, 0);
+            self.set_state(slot, SlotState::Free);
+        }
+    }
+
     /// Forgets the pieces of a slot of which nothing is alive. Returns whether it is empty then.
     pub(crate) fn drop_dead_pieces(&mut self, slot: SlotId, checkpoints_begun: u64) -> bool {
         let residents = self.residents[slot.0 as usize].iter();

@@ -133,6 +133,8 @@ pub enum Broken {
     HealTrustsMedium,
     /// Writing elsewhere does not record where the log goes on.
     HealWithoutRoot,
+    /// Writing elsewhere frees segments of the log that hold safe batches too.
+    HealLeavesSafe,
     /// Who waits for a flush is answered when all has its new place, before that is written.
     HealAnswersEarly,
 }
@@ -327,9 +329,10 @@ impl<M: Media> Store<M> {
         moved |= self.pump_flush();
         self.prepare_slot();
         self.back_slots();
-        if self.is_writing() && self.forsaken.is_empty() {
-            moved |= self.step_checkpoint();
-            moved |= self.step_compaction();
+        if self.forsaken.is_empty() {
+            moved |= self.is_writing() && self.step_checkpoint();
+            // A checkpoint that met damage has stopped the pool.
+            moved |= self.is_writing() && self.step_compaction();
         }
         // A scrub would mend a copy of a superblock that is being written.
         moved |= !self.is_healing() && self.step_scrub();

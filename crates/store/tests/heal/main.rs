@@ -145,7 +145,7 @@ impl World {
 
     fn write_all(&mut self, blocks: u64) {
         while self.write(blocks) == Err(Refused::Busy) {
-            self.tick();
+            assert!(self.tick() || self.poll_once(), "nothing moves: {:?}", self.store.status());
         }
     }
 
@@ -461,6 +461,52 @@ fn tries_that_fail_take_no_more_slots() {
     world.flush().unwrap();
     world.check_kill();
     world.check_power_cuts();
+}
+
+/// Flushes that fail, each after everything got a new place: where it was before is free again, and
+/// there is no checkpoint that would give anything back. Before it, segments of the log that are
+/// dead, but that a replay is led through.
+fn fails_again_and_again(broken: Option<Broken>) {
+    let mut world = World::new(broken);
+    for _ in 0..3 {
+        world.written = 0;
+        world.write_all(64);
+        world.flush().unwrap();
+    }
+    world.fail(Cause::Flush);
+    for round in 0..15 {
+        let resumed = loop {
+            match world.store.resumed() {
+                Some(result) => break result,
+                None => assert!(world.poll_once() || world.tick()),
+            }
+        };
+        resumed.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        // The next one is of the log or of a checkpoint.
+        world.platter.borrow_mut().flushes_failing = 1;
+        world.rest();
+        assert!(matches!(world.store.status().state, PoolState::Stopped(_)), "round {round}");
+        assert_eq!(world.found(), world.written);
+        world.check_kill();
+        world.check_power_cuts();
+        world.store.resume().unwrap();
+    }
+    assert_eq!(world.store.status().counters.checkpoints, 0);
+    world.rest();
+    world.flush().unwrap();
+    world.check_kill();
+    world.check_power_cuts();
+}
+
+#[test]
+fn failures_without_a_checkpoint_in_between_take_no_more_slots() {
+    fails_again_and_again(None);
+}
+
+#[test]
+fn segments_that_are_left_too_readily_are_noticed() {
+    let broken = Some(Broken::HealLeavesSafe);
+    assert!(std::panic::catch_unwind(|| fails_again_and_again(broken)).is_err());
 }
 
 #[test]

@@ -81,7 +81,10 @@ fn work(
     match end {
         End::Crash(crash) => server.crash(crash).unwrap(),
         // One that dies of it gives no answer.
-        End::Stop => drop(server.bowline(&["stop"])),
+        End::Stop => {
+            progress.stopping();
+            drop(server.bowline(&["stop"]));
+        }
     }
     writers.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
     progress

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bowline_testbed::history::{BLOCK_BYTES, Broken, History, mix};
 use bowline_testbed::nbd::{Address, Client, FUA, Request};
 use bowline_testbed::server::Crash;
+
+use libc_numbers::{BROKEN_PIPE, CONNECTION_RESET, NO_ENTRY, REFUSED};
 
 /// Blocks of a writer's own region of the disk.
 const REGION_BLOCKS: u64 = 2048;
@@ -44,12 +46,23 @@ impl Habit {
 pub struct Progress {
     writes: AtomicU64,
     deepest: AtomicUsize,
+    is_stopping: AtomicBool,
 }
 
 impl Progress {
     /// Writes that were acknowledged.
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
+    }
+
+    /// The server is told to stop from now on: it takes its socket away, perhaps before a writer's
+    /// thread has begun.
+    pub fn stopping(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn is_end(&self, code: i32) -> bool {
+        is_death(code) || (code == NO_ENTRY && self.is_stopping.load(Ordering::SeqCst))
     }
 
     /// The most requests that were in flight on one connection.
@@ -110,7 +123,8 @@ impl Writer {
             .and_then(|client| self.write(client, &mut flying, progress));
         if let Err(error) = ended {
             // An answer with an error number is not a death: no write here may fail.
-            assert!(error.raw_os_error().is_none_or(is_death), "a request failed: {error}");
+            let is_end = error.raw_os_error().is_none_or(|code| progress.is_end(code));
+            assert!(is_end, "a request failed: {error}");
         }
     }
 
@@ -193,9 +207,7 @@ impl Writer {
 }
 
 fn is_death(code: i32) -> bool {
-    use libc_numbers::{BROKEN_PIPE, CONNECTION_RESET, NO_ENTRY, REFUSED};
-    // A server that stops takes its socket away, perhaps before a writer's thread has begun.
-    [CONNECTION_RESET, BROKEN_PIPE, REFUSED, NO_ENTRY].contains(&code)
+    [CONNECTION_RESET, BROKEN_PIPE, REFUSED].contains(&code)
 }
 
 /// Linux's numbers for a connection that is no more.

@@ -503,6 +503,31 @@ fn an_allocation_takes_space_and_a_discard_gives_it_back() {
     }
 }
 
+/// A device has its space: nothing is written ahead to it, and what lies there stays.
+#[test]
+fn an_allocation_on_a_device_writes_nothing() {
+    use std::os::unix::fs::MetadataExt;
+    for place in places() {
+        std::fs::remove_file(&place.path).expect("removed");
+        create_file(&place.path, BYTES, false).expect("made");
+        let device = Loop::over(&place.path).expect("a loop device: root and losetup are needed");
+        let path = PathBuf::from(&device.0);
+        let mut media = open(&path, place.options(&[])).expect("opened").media;
+        let span = place.page(9);
+        let (at, bytes) = (1 << 20, 1 << 20);
+        assert_eq!(write(media.as_mut(), at + 65536, &span), Ok(()));
+        assert_eq!(run(media.as_mut(), Io::Flush), Ok(()));
+        let blocks = || std::fs::metadata(&place.path).expect("metadata").blocks();
+        let before = blocks();
+        assert_eq!(run(media.as_mut(), Io::Allocate { at, bytes, zeroed: true }), Ok(()));
+        assert_eq!(run(media.as_mut(), Io::Flush), Ok(()));
+        assert_eq!(blocks(), before, "the file behind the device has grown");
+        let into = place.page(1);
+        assert_eq!(run(media.as_mut(), Io::Read { at: at + 65536, into: into.part() }), Ok(()));
+        assert_eq!(place.memory().slice(&into), [9; 4096]);
+    }
+}
+
 /// A loop device over a file, if this machine lets us have one.
 struct Loop(String);
 

@@ -79,6 +79,9 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("count-what-is-freed") => Broken::CountWhatIsFreed,
         Some("heal-trusts-medium") => Broken::HealTrustsMedium,
         Some("heal-without-root") => Broken::HealWithoutRoot,
+        Some("renumber-checkpoint") => Broken::RenumberCheckpoint,
+        Some("keep-headless") => Broken::KeepHeadless,
+        Some("rewrite-nothing") => Broken::RewriteNothing,
         Some("heal-answers-early") => Broken::HealAnswersEarly,
         _ => return Vec::new(),
     };

@@ -81,6 +81,16 @@ fn every_broken_way_of_writing_elsewhere_is_found() {
     assert_eq!(missed, [""; 0], "not found");
 }
 
+/// What is met too rarely to be looked for, on seeds that have met it.
+#[test]
+fn rare_broken_behaviours_are_found_by_the_seeds_that_met_them() {
+    for (broken, seed) in
+        [("renumber-checkpoint", 70889), ("renumber-checkpoint", 71373), ("rewrite-nothing", 3227)]
+    {
+        assert!(find::<Pool>(broken, seed..seed + 1, &Options::default()).is_some(), "{broken}");
+    }
+}
+
 #[test]
 fn a_scrub_that_does_not_verify_is_found() {
     let options = Options { faults: false, ..Options::default() };

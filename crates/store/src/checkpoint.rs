@@ -166,9 +166,14 @@ impl<M: Media> Store<M> {
     }
 
     /// What a checkpoint that was given up stands for; its last batch may have moved.
-    fn take_up_again(&self, frozen: Frozen) -> Frozen {
+    fn take_up_again(&mut self, frozen: Frozen) -> Frozen {
         let moved = self.log.position_behind(frozen.position.number);
-        Frozen { position: moved.unwrap_or(frozen.position), ..frozen }
+        let mut begun = frozen.begun;
+        if self.options.broken.contains(&Broken::RenumberCheckpoint) {
+            self.checkpoints_begun += 1;
+            begun = self.checkpoints_begun;
+        }
+        Frozen { begun, position: moved.unwrap_or(frozen.position), ..frozen }
     }
 
     /// Gives the checkpoint under way up: its pages are garbage, its generation stays frozen.

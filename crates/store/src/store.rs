@@ -135,6 +135,13 @@ pub enum Broken {
     HealWithoutRoot,
     /// Writing elsewhere frees segments of the log that hold safe batches too.
     HealLeavesSafe,
+    /// A checkpoint that was given up and is taken up again counts as one that begins now.
+    RenumberCheckpoint,
+    /// A slot whose header a failed flush may have dropped is gone on with.
+    KeepHeadless,
+    /// A start without the arena of its host's last server believes what the medium shows to be
+    /// there to stay.
+    RewriteNothing,
     /// Who waits for a flush is answered when all has its new place, before that is written.
     HealAnswersEarly,
 }

@@ -24,13 +24,15 @@ struct Device {
     unflushed: RefCell<Vec<Range<usize>>>,
     /// A flush fails as long as this is set, and drops what it should have kept.
     is_failing: Cell<bool>,
+    reads: Cell<u64>,
 }
 
 impl Device {
     fn new(bytes: u64) -> Rc<Device> {
         let zeros = || RefCell::new(vec![0; bytes as usize]);
         let (shown, kept) = (zeros(), zeros());
-        Rc::new(Device { shown, kept, unflushed: RefCell::default(), is_failing: Cell::default() })
+        let (unflushed, is_failing) = (RefCell::default(), Cell::default());
+        Rc::new(Device { shown, kept, unflushed, is_failing, reads: Cell::default() })
     }
 
     fn flush(&self) -> Result<(), MediumError> {
@@ -65,6 +67,7 @@ impl Media for Plain {
                 let at = at as usize;
                 let from = &bytes[at..at + into.bytes as usize];
                 self.memory.land(into, from);
+                self.device.reads.set(self.device.reads.get() + 1);
             }
             Io::Write { at, from } => {
                 let mut at = at as usize;
@@ -214,30 +217,28 @@ impl World {
     }
 
     fn check(&mut self, blocks: u64) {
-        for first in (0..blocks).step_by(64) {
-            let span = self.pages.borrow_mut().take(64).unwrap();
-            self.store.read(Ticket(1), self.disk, Lba(first), span);
-            let span = loop {
-                match self.store.next_event() {
-                    Some(Event::Read { span, result, .. }) => {
-                        result.unwrap();
-                        break span;
-                    }
-                    Some(_) => {}
-                    None => self.poll(),
+        (0..blocks).step_by(64).for_each(|first| self.check_run(first, 64));
+    }
+
+    fn check_run(&mut self, first: u64, blocks: u32) {
+        let span = self.pages.borrow_mut().take(blocks).unwrap();
+        self.store.read(Ticket(1), self.disk, Lba(first), span);
+        let span = loop {
+            match self.store.next_event() {
+                Some(Event::Read { span, result, .. }) => {
+                    result.unwrap();
+                    break span;
                 }
-            };
-            for (at, block) in self.memory.slice(&span).chunks(BLOCK).enumerate() {
-                let lba = first + at as u64;
-                let wanted = self.model.get(&lba).copied().unwrap_or(0);
-                assert!(
-                    block.iter().all(|b| *b == wanted),
-                    "block {lba}: {} not {wanted}",
-                    block[0]
-                );
+                Some(_) => {}
+                None => self.poll(),
             }
-            self.pages.borrow_mut().give(span);
+        };
+        for (at, block) in self.memory.slice(&span).chunks(BLOCK).enumerate() {
+            let lba = first + at as u64;
+            let wanted = self.model.get(&lba).copied().unwrap_or(0);
+            assert!(block.iter().all(|b| *b == wanted), "block {lba}: {} not {wanted}", block[0]);
         }
+        self.pages.borrow_mut().give(span);
     }
 
     fn kill(self) -> World {
@@ -280,6 +281,27 @@ fn reads_back_what_was_written() {
     world.store.want_checkpoint();
     world.poll();
     world.check(512);
+}
+
+/// A map of more pages than there are frames for: leaves come and go, and the bytes are right.
+#[test]
+fn a_map_larger_than_its_memory_is_read_page_by_page() {
+    const LEAVES: u64 = 190;
+    let lbas = || (0..LEAVES).map(|leaf| leaf * 340 + leaf);
+    let mut world = World::new(60, 256 << 10);
+    for round in 0..3 {
+        lbas().for_each(|lba| assert!(world.write(lba, 1, (lba % 83) as u8 + round + 1)));
+        world.flush();
+    }
+    world.store.checkpoint_now().unwrap();
+    for (map_frames, leaves_read) in [(64, LEAVES), (512, 0)] {
+        world = world.without_arena(StoreOptions { map_frames, ..booted(2) });
+        lbas().for_each(|lba| world.check_run(lba, 1));
+        let before = world.device.reads.get();
+        lbas().for_each(|lba| world.check_run(lba, 1));
+        let read = world.device.reads.get() - before;
+        assert_eq!(read, LEAVES + leaves_read, "with {map_frames} frames");
+    }
 }
 
 #[test]

@@ -330,7 +330,9 @@ impl<M: Media> Opening<M> {
         let mut walk = Walk::new(&known, flushed.filter(|_| is_ours));
         known.segments.reuses_at_once =
             self.options.broken.contains(&Broken::ReuseBeforeCheckpoint);
-        walk.is_rewritten = self.is_arena_lost && self.state.is_writing();
+        walk.is_rewritten = self.is_arena_lost
+            && self.state.is_writing()
+            && !self.options.broken.contains(&Broken::RewriteNothing);
         walk.is_chain_ignored = self.options.broken.contains(&Broken::NoChain);
         let mut replay = Replay::new(known.root.seq);
         let damage = walk.run(&mut medium, &mut known, &mut replay)?;

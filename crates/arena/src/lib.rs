@@ -22,6 +22,7 @@ mod place;
 mod prefix;
 mod queues;
 mod ring;
+mod roster;
 mod socket;
 
 pub use fence::{DeadRing, FenceError, Passed, patience};
@@ -34,4 +35,5 @@ pub use pages::{PAGE_BYTES, Pages};
 pub use place::{boot_id, default_directory};
 pub use prefix::Prefixes;
 pub use ring::{Completed, Ring, RingOptions, RingRefused, UserData};
+pub use roster::{Enrolled, Fate, ROSTER_BYTES, Roster, Watched};
 pub use socket::{receive_parts, send_parts};

@@ -268,7 +268,12 @@ impl Watched {
             let word = self.page.thread(slot);
             loop {
                 let now = word.load(Ordering::Acquire);
-                if now == NOBODY || now & OWNER_DIED != 0 {
+                if now & OWNER_DIED != 0 {
+                    // The kernel wakes one who waits, and he the next.
+                    let _ = futex::wake(word, futex::Flags::empty(), 1);
+                    break;
+                }
+                if now == NOBODY {
                     break;
                 }
                 if now == BEGINNING {

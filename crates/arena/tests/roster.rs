@@ -87,10 +87,20 @@ fn a_killed_process_is_gone_when_all_its_threads_are() {
 fn whoever_waits_without_a_limit_is_woken() {
     let file = file();
     let mut child = child("stays", file.path());
+    let waits: Vec<_> = (0..3)
+        .map(|_| {
+            let file = File::open(file.path()).expect("to read");
+            let watched = Watched::open(&file).expect("a roster");
+            std::thread::spawn(move || watched.wait(None).expect("waited"))
+        })
+        .collect();
+    // They sleep by then, or find out without.
     let watched = Watched::open(&File::open(file.path()).expect("to read")).expect("a roster");
-    let waits = std::thread::spawn(move || watched.wait(None).expect("waited"));
+    assert_eq!(watched.wait(Some(Duration::from_millis(50))).expect("waited"), Fate::Runs);
     child.kill().expect("killed");
-    assert_eq!(waits.join().expect("it came back"), Fate::Gone);
+    for one in waits {
+        assert_eq!(one.join().expect("it came back"), Fate::Gone);
+    }
     child.wait().expect("reaped");
 }
 

@@ -1,7 +1,8 @@
 //! The code fence: when does no instruction of a dead process run any more?
 //!
-//! A process that is killed dies thread by thread, and its pidfd becomes readable, and its locks go,
-//! only when its memory has been taken down: 10 ms for 128 MiB, 78 ms for a GiB in small pages. But
+//! A process that is killed dies thread by thread, and its pidfd becomes readable, and its locks
+//! go, only when its memory has been taken down: 10 ms for 128 MiB, 78 ms for a GiB in small
+//! pages. But
 //! the kernel marks a *robust futex* of each thread as soon as that thread can run nothing any more
 //! and its last call has ended. A roster is a page of such words, one for each thread that matters,
 //! in a file of its own on tmpfs. When all of them are marked, nothing of the dead process runs.

@@ -11,8 +11,8 @@
 //!    superblock would not know of the cut, or be mistaken for the one that does.
 //! 4. Root: the superblock says where the log goes on, a cut as at the beginning of an epoch;
 //!    RootFlush: that is flushed. Both for one copy, then for the other.
-//!    Segments that held nothing but batches which are elsewhere now are free at once: no superblock
-//!    leads to them. Without that, failures one after the other would use the free slots up.
+//!    Segments that held nothing but batches which are elsewhere now are free at once, as no
+//!    superblock leads to them. Failures one after the other would use the free slots up otherwise.
 //! 5. The log goes on: the batches are written to their new places, and flushed, as any others.
 //!
 //! Invariants:

@@ -2,13 +2,16 @@
 //!
 //! Invariants:
 //! - A slot is in exactly one state. It becomes writable again only when a durable checkpoint that
-//!   began after it was emptied no longer needs it (rule D2): until then it is `PendingFree`.
+//!   began after it was emptied no longer needs it (rule D2): until then it is `PendingFree`. Those
+//!   that no superblock leads to any more are free at once (`leave.rs`).
 //! - The pieces of a segment cover its indices without gap or overlap until some are all dead; the
 //!   directory of a piece says which blocks are there. Live bits are a subset.
 //! - A free slot is bare until the medium has taken its space, and none that is bare is opened
 //!   (`backing.rs`).
 //! - A live bit may be set for a dead block (its death is known at the next fold), never clear for
 //!   a live one.
+
+mod leave;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -471,22 +474,6 @@ impl Segments {
         for piece in &segment.pieces {
             self.leave(id, piece);
             self.settle(piece.slot, checkpoints_begun);
-        }
-    }
-
-    /// Forgets a segment of the log that fills its slot, is closed, has nothing alive in it, and that
-    /// neither a checkpoint nor a replay can come across: its slot is free. Others stay.
-    pub(crate) fn leave_whole(&mut self, id: SegmentId) {
-        let Some(segment) = self.segments.get(&id).filter(|one| one.live.count() == 0) else {
-            return;
-        };
-        let [piece] = segment.pieces.as_slice() else { return };
-        let slot = piece.slot;
-        let is_closed = self.slot(slot) == Some(SlotState::Used(SegmentKind::Log));
-        let is_whole = piece.directory.len() == self.slot_blocks;
-        if is_closed && is_whole && self.residents(slot).len() == 1 {
-            self.drop_segment(id, 0);
-            self.set_state(slot, SlotState::Free);
         }
     }
 

@@ -80,7 +80,6 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("heal-trusts-medium") => Broken::HealTrustsMedium,
         Some("heal-without-root") => Broken::HealWithoutRoot,
         Some("renumber-checkpoint") => Broken::RenumberCheckpoint,
-        Some("keep-headless") => Broken::KeepHeadless,
         Some("rewrite-nothing") => Broken::RewriteNothing,
         Some("heal-answers-early") => Broken::HealAnswersEarly,
         _ => return Vec::new(),

@@ -137,8 +137,6 @@ pub enum Broken {
     HealLeavesSafe,
     /// A checkpoint that was given up and is taken up again counts as one that begins now.
     RenumberCheckpoint,
-    /// A slot whose header a failed flush may have dropped is gone on with.
-    KeepHeadless,
     /// A start without the arena of its host's last server believes what the medium shows to be
     /// there to stay.
     RewriteNothing,

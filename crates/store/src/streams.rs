@@ -7,7 +7,7 @@ use crate::appender::Appender;
 use crate::checkpoint::Step;
 use crate::format::{BLOB_COPIES, SegmentKind};
 use crate::io::Purpose;
-use crate::store::{Broken, Store};
+use crate::store::Store;
 use crate::{Io, Media, MediumError, SlotId};
 
 /// Names a stream.
@@ -149,9 +149,6 @@ impl<M: Media> Store<M> {
     /// failed: nothing in them is alive. Not whenever something fails: each takes a slot until the
     /// next checkpoint, and to go on after a failure takes one too.
     pub(crate) fn leave_headless(&mut self) {
-        if self.options.broken.contains(&Broken::KeepHeadless) {
-            return;
-        }
         for blob in &mut self.streams.blobs {
             // The next checkpoint frees the slots of blobs that no superblock names.
             blob.leave_unflushed();

@@ -42,9 +42,9 @@ const OURS: u8 = 2;
 /// busy with a deep queue of long reads.
 const BUFFER_BYTES: u64 = 3 << 20;
 const SMALL_BYTES: u64 = 8 << 20;
-/// Most things that came back taken in one turn. Few, so that replies leave while what comes after
-/// them is still to be verified: the client goes on beside us, and the medium gets its next work.
-const HAPPENINGS_MAX: usize = 8;
+/// Most things that came back taken in one turn: as many as a busy medium gives back at once, so that
+/// the requests behind them reach it before all of them are verified.
+const HAPPENINGS_MAX: usize = 64;
 /// Most times the disks are moved in one turn.
 const ROUNDS_MAX: usize = 4;
 /// Most connections accepted in one turn from one listener.
@@ -222,12 +222,15 @@ impl Data {
         let mut is_moving = false;
         for _ in 0..ROUNDS_MAX {
             is_moving = self.disks.poll(self.now);
-            is_moving |= self.tell();
+            let told = self.tell();
             self.act();
-            if !is_moving {
+            is_moving |= told;
+            was_active |= is_moving;
+            // Replies leave while what comes after them is still to be verified: the client goes
+            // on beside us, and the medium gets its next work.
+            if told || !is_moving {
                 break;
             }
-            was_active = true;
         }
         self.nbd.poll(&mut self.disks, self.now);
         self.act();

@@ -100,6 +100,13 @@ impl MediaEvents {
         }
     }
 
+    /// The loop begins another round: see [`UringEvents::begin_round`].
+    pub fn begin_round(&self) {
+        if let MediaEvents::Uring(events) = self {
+            events.begin_round();
+        }
+    }
+
     /// Starts reads that were pushed, before the loop pushes what takes time of its own: see
     /// [`UringEvents::start_reads`]. Threads have started theirs.
     pub fn start_reads(&self) {

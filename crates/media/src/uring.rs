@@ -5,10 +5,14 @@
 //! allocations on a thread of their own, because they can take long. Results of threads arrive
 //! through an event descriptor that the ring polls, so one wait covers everything.
 //!
+//! What the ring gives back is passed on a few at a time, round by round of the event loop: whoever
+//! verifies what was read can send it, and ask for more, before he is given the rest.
+//!
 //! After the death of the process, reads and writes may still land until the ring's fence has been
 //! passed; calls of threads have ended when the process's lock is free.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,6 +28,11 @@ use crate::work::{Work, Workers};
 
 /// The slot of the poll for the threads' results.
 const WAKE_SLOT: u32 = (1 << 24) - 1;
+
+/// Most operations that are passed on in one round, and bytes of them after which the rest waits
+/// for the next.
+const PASSED_MAX: usize = 8;
+const PASSED_BYTES_MAX: u64 = 256 << 10;
 
 /// A file or block device by io_uring.
 pub struct UringMedia(pub(crate) Rc<RefCell<State>>);
@@ -53,6 +62,10 @@ pub(crate) struct State {
     slots: Vec<Slot>,
     free: Vec<u32>,
     reads: usize,
+    /// What the ring has given back and nobody was told of, and what has been passed on in this
+    /// round: operations, and their bytes.
+    returned: VecDeque<Completed>,
+    passed: (usize, u64),
     policy: FlushPolicy,
     flusher: Workers,
     /// Reads pushed since the last submission made for them.
@@ -80,6 +93,8 @@ impl UringMedia {
             slots: Vec::new(),
             free: Vec::new(),
             reads: 0,
+            returned: VecDeque::new(),
+            passed: (0, 0),
             reads_pushed: false,
             policy: FlushPolicy::new(place),
             flusher,
@@ -98,9 +113,15 @@ impl UringMedia {
 
 impl UringEvents {
     /// Takes a completion of the medium's class that the ring has given. What it completed is
-    /// given by the medium's `complete`.
+    /// given by the medium's `complete`, in this round or in a later one.
     pub fn on_completion(&self, completed: Completed) {
-        self.0.borrow_mut().on_completion(completed);
+        self.0.borrow_mut().returned.push_back(completed);
+    }
+
+    /// The event loop begins another round: it is told of a few operations more. One in which it is
+    /// told of none has left none.
+    pub fn begin_round(&self) {
+        self.0.borrow_mut().passed = (0, 0);
     }
 
     /// Hands reads that were pushed to the kernel now, before something that takes time of its own
@@ -121,7 +142,12 @@ impl Media for UringMedia {
     }
 
     fn complete(&mut self) -> Option<Completion> {
-        Driver::complete(&mut *self.0.borrow_mut())
+        let mut state = self.0.borrow_mut();
+        let (operations, bytes) = state.passed;
+        if operations < PASSED_MAX && bytes < PASSED_BYTES_MAX {
+            state.pass_on();
+        }
+        Driver::complete(&mut *state)
     }
 
     fn wait(&mut self) -> Result<(), MediumError> {
@@ -129,6 +155,8 @@ impl Media for UringMedia {
         assert!(state.desk.outstanding > 0, "a wait for nothing");
         loop {
             state.collect();
+            state.passed = (0, 0);
+            state.pass_on();
             if !state.desk.done.is_empty() {
                 return Ok(());
             }
@@ -138,7 +166,7 @@ impl Media for UringMedia {
             let class = state.class;
             loop {
                 let Some(completed) = state.ring.borrow_mut().completion_of(class) else { break };
-                state.on_completion(completed);
+                state.returned.push_back(completed);
             }
         }
     }
@@ -224,6 +252,17 @@ impl State {
         };
         let user_data = UserData::new(self.class, slot, *generation);
         self.ring.borrow_mut().push(user_data, operation);
+    }
+
+    /// Takes of what was given back until there is something to be told.
+    fn pass_on(&mut self) {
+        while self.desk.done.is_empty()
+            && let Some(completed) = self.returned.pop_front()
+        {
+            self.passed.0 += 1;
+            self.passed.1 += completed.outcome().map_or(0, u64::from);
+            self.on_completion(completed);
+        }
     }
 
     fn on_completion(&mut self, completed: Completed) {

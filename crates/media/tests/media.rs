@@ -162,6 +162,7 @@ fn an_event_loop_drives_the_ring_and_its_wake_ups() {
         media.submit(IoId(round * 3 + 2), Io::Discard { at: 4096, bytes: 4096 });
         let due = (round as usize + 1) * 3;
         while back.len() < due {
+            events.begin_round();
             while let Some(completion) = media.complete() {
                 assert_eq!(completion.result, Ok(()));
                 back.push(completion.id.0);
@@ -178,6 +179,37 @@ fn an_event_loop_drives_the_ring_and_its_wake_ups() {
     }
     back.sort_unstable();
     assert!(back.into_iter().eq(0..150));
+}
+
+#[test]
+fn a_round_of_the_event_loop_is_told_of_a_few_operations() {
+    let Some(place) = place(true) else { return };
+    let Opened { mut media, events, .. } = open(&place.path, place.options(&[])).expect("opened");
+    let ring = place.ring.clone().expect("ring");
+    let span = place.page(3);
+    let all = 20;
+    for number in 0..all {
+        media.submit(IoId(number), Io::Write { at: 0, from: vec![span.part()] });
+    }
+    let mut given = 0;
+    while given < all {
+        ring.borrow_mut().wait(None, Duration::ZERO).expect("waited");
+        loop {
+            let Some(completed) = ring.borrow_mut().completion() else { break };
+            events.on_completion(completed);
+            given += 1;
+        }
+    }
+    let mut rounds = Vec::new();
+    loop {
+        events.begin_round();
+        let told = std::iter::from_fn(|| media.complete()).count();
+        if told == 0 {
+            break;
+        }
+        rounds.push(told);
+    }
+    assert_eq!(rounds, [8, 8, 4]);
 }
 
 #[test]

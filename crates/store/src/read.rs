@@ -89,8 +89,6 @@ pub(crate) struct Reads {
     free: Vec<usize>,
     /// Reads that wait for a page of the map.
     waiting: VecDeque<usize>,
-    /// Reads that came back since a poll began, and their blocks.
-    pub finished: (usize, usize),
 }
 
 impl Reads {
@@ -313,8 +311,6 @@ impl<M: Media> Store<M> {
     fn finish_read(&mut self, at: usize) {
         let Some(read) = self.reads.slots[at].as_mut() else { return };
         let Kind::Data { span } = &read.kind else { return };
-        self.reads.finished.0 += 1;
-        self.reads.finished.1 += read.entries.len();
         let salt = self.header.salt;
         let wrong = if read.failed.is_some() {
             None

@@ -39,11 +39,6 @@ use crate::{BatchNumber, Completion, LineageId, Media, Micros, Seq};
 pub(crate) use apply::{apply, apply_record};
 use flow::Flow;
 
-/// Reads finished in one poll, and blocks verified, after which what else came back waits for the
-/// next: whoever polls can send what was read, and ask for more, while the rest is not verified.
-const READS_MAX: usize = 8;
-const VERIFIED_BLOCKS_MAX: usize = 64;
-
 /// How a store is to behave.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -329,11 +324,7 @@ impl<M: Media> Store<M> {
         self.now = now;
         let mut moved = false;
         let submitted = self.in_flight.submitted;
-        self.reads.finished = (0, 0);
-        while self.reads.finished.0 < READS_MAX
-            && self.reads.finished.1 < VERIFIED_BLOCKS_MAX
-            && let Some(completion) = self.media.complete()
-        {
+        while let Some(completion) = self.media.complete() {
             self.completed(completion);
             moved = true;
         }

@@ -42,8 +42,8 @@ const OURS: u8 = 2;
 /// busy with a deep queue of long reads.
 const BUFFER_BYTES: u64 = 3 << 20;
 const SMALL_BYTES: u64 = 8 << 20;
-/// Most things that came back taken in one turn: as many as a busy medium gives back at once, so that
-/// the requests behind them reach it before all of them are verified.
+/// Most things that came back taken in one turn: as many as a busy medium gives back at once, so
+/// that the requests behind them reach it before all of them are verified.
 const HAPPENINGS_MAX: usize = 64;
 /// Most times the disks are moved in one turn.
 const ROUNDS_MAX: usize = 4;
@@ -221,6 +221,8 @@ impl Data {
         bowline_arena::fail_point!("server.replies.pushed");
         let mut is_moving = false;
         for _ in 0..ROUNDS_MAX {
+            // One in which nothing moves has left nothing at the medium.
+            self.sockets.begin_round();
             is_moving = self.disks.poll(self.now);
             let told = self.tell();
             self.act();

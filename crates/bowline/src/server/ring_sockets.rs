@@ -135,6 +135,10 @@ impl RingSockets {
         None
     }
 
+    pub(super) fn begin_round(&self) {
+        self.medium.begin_round();
+    }
+
     pub(super) fn next(&mut self) -> Option<Happening> {
         loop {
             let completed = self.ring.borrow_mut().completion()?;

@@ -94,6 +94,13 @@ impl Sockets {
         either!(self, sockets => sockets.carry_out(action))
     }
 
+    /// The loop begins another round.
+    pub fn begin_round(&self) {
+        if let Sockets::Ring(sockets) = self {
+            sockets.begin_round();
+        }
+    }
+
     /// The next thing that came back.
     pub fn next(&mut self) -> Option<Happening> {
         either!(self, sockets => sockets.next())

@@ -159,9 +159,10 @@ class Bowline(Peer):
         super().__init__(name, folder, size)
         self.program, self.factor, self.filters = program, factor, filters
         self.export, self.control = "disk", self.path("control.sock")
-        self.arena = tempfile.mkdtemp(prefix="bowline-bench-", dir="/dev/shm")
+        self.arena = None
 
     def prepare(self):
+        self.arena = tempfile.mkdtemp(prefix="bowline-bench-", dir="/dev/shm")
         pool = ["pool", "create", self.image, "--size", str(int(self.size * self.factor))]
         subprocess.run([self.program, *pool, "--preallocate"], check=True, capture_output=True)
 
@@ -198,7 +199,8 @@ class Bowline(Peer):
 
     def stop(self):
         super().stop()
-        shutil.rmtree(self.arena, ignore_errors=True)
+        if self.arena:
+            shutil.rmtree(self.arena, ignore_errors=True)
 
 
 def written_bytes(process):

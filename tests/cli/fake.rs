@@ -44,7 +44,8 @@ impl Fake {
         let folder = tempfile::tempdir().unwrap();
         let (asker, commands) = channel().unwrap();
         let thread = std::thread::spawn(move || answer(&commands, status));
-        let service = service::start(&folder.path().join("control.sock"), asker, |_| ()).unwrap();
+        let listener = service::listen(&folder.path().join("control.sock")).unwrap();
+        let service = service::start(listener, asker, |_| ()).unwrap();
         Fake { folder, thread: Some(thread), service: Some(service) }
     }
 

@@ -9,8 +9,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod writer;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +17,7 @@ use bowline_testbed::history::{Broken, mix};
 use bowline_testbed::nbd::Client;
 use bowline_testbed::server::{Crash, Kind, Server, Setup, Transport};
 use bowline_testbed::tool::until;
-use writer::{DEEP, Habit, Progress, Writer};
+use bowline_testbed::writer::{DEEP, Habit, Progress, Writer};
 
 fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name);

@@ -67,6 +67,11 @@ impl DeadRing {
         Ok(DeadRing { path: path.to_owned(), queues })
     }
 
+    /// The ring's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// How many I/Os have been consumed by the kernel and have not completed.
     pub fn in_flight(&self) -> u32 {
         self.queues.as_ref().map_or(0, |queues| queues.sq_head().wrapping_sub(queues.cq_tail()))
@@ -96,17 +101,21 @@ impl DeadRing {
         }
     }
 
-    /// The completions that the dead process has not reaped, oldest first.
-    pub fn unreaped(&self) -> Vec<Completed> {
-        let Some(queues) = &self.queues else { return Vec::new() };
-        let (head, tail) = (queues.cq_head(), queues.cq_tail());
-        let count = tail.wrapping_sub(head).min(queues.cq_entries());
-        (0..count)
-            .map(|index| {
-                let entry = queues.completion(head.wrapping_add(index));
-                Completed { user_data: UserData(entry.user_data), result: entry.result }
-            })
-            .collect()
+    /// The last completions that the kernel posted, newest first: as many as the queue holds, those
+    /// included that the dead process has reaped. The ring sees to it that the one reaped last is
+    /// among them.
+    pub fn completions(&self) -> impl Iterator<Item = Completed> + '_ {
+        let tail = self.completed();
+        let queues = self.queues.as_ref();
+        let numbers = (1..=queues.map_or(0, Queues::cq_entries)).map(move |back| {
+            let number = tail.wrapping_sub(back);
+            queues.map(|queues| queues.completion(number))
+        });
+        // An entry that was never written is zeros, which is no tag of ours.
+        numbers
+            .flatten()
+            .filter(|entry| entry.user_data != 0)
+            .map(|entry| Completed { user_data: UserData(entry.user_data), result: entry.result })
     }
 }
 

@@ -156,6 +156,8 @@ pub struct ArenaFile {
     owner: Owner,
     rings_made: u64,
     lock: Rc<OwnerLock>,
+    /// Of former owners, the newest first; nothing is in flight there.
+    dead_rings: Vec<DeadRing>,
 }
 
 impl Arena {
@@ -168,13 +170,34 @@ impl Arena {
     /// # Panics
     /// If the sizes asked for are not whole pages, or the control region is not below 4 GiB.
     pub fn open(options: &ArenaOptions) -> Result<Arena, ArenaError> {
+        let lock = Arena::lock(options)?;
+        Arena::open_locked(options, lock)
+    }
+
+    /// Takes the lock of a pool's arena. When it returns, no code of a former owner runs.
+    ///
+    /// # Errors
+    /// As [`Arena::open`].
+    pub fn lock(options: &ArenaOptions) -> Result<OwnerLock, ArenaError> {
+        let directory = options.directory.clone().unwrap_or_else(default_directory);
+        check_directory(&directory, options.any_file_system)?;
+        take_lock(&Names { directory: &directory, pool: options.pool }, options.patience)
+    }
+
+    /// As [`Arena::open`], with the lock, or a part in it, at hand. No code of a former owner may
+    /// run any more: of a lock that is shared, that has to be known otherwise.
+    ///
+    /// # Errors
+    /// As [`Arena::open`].
+    ///
+    /// # Panics
+    /// As [`Arena::open`].
+    pub fn open_locked(options: &ArenaOptions, lock: OwnerLock) -> Result<Arena, ArenaError> {
         let ArenaOptions { control_bytes, session_bytes, page_bytes, .. } = *options;
         assert!(sizes_fit(control_bytes, session_bytes, page_bytes), "sizes of an arena");
         let directory = options.directory.clone().unwrap_or_else(default_directory);
-        check_directory(&directory, options.any_file_system)?;
         let names = Names { directory: &directory, pool: options.pool };
-        let lock = take_lock(&names, options.patience)?;
-        let fence = fence_rings(&names, options.patience)?;
+        let (dead_rings, fence) = fence_rings(&names, options.patience)?;
         let path = names.arena();
         let boot = boot_id().map_err(system("read", "/proc/sys/kernel/random/boot_id"))?;
         let identity = Identity {
@@ -199,10 +222,8 @@ impl Arena {
             owner: own(arena.epoch),
             rings_made: 0,
             lock: Rc::new(lock),
+            dead_rings,
         };
-        for number in file.header.rings(&arena.memory) {
-            file.header.remove_ring(&arena.memory, number);
-        }
         file.header.set_owner(&file.memory, &file.owner);
         crate::fail_point!("arena.adopted");
         arena.file = Some(file);
@@ -264,6 +285,27 @@ impl ArenaFile {
         made
     }
 
+    /// The rings of former owners, the newest first. All their I/O has ended.
+    #[must_use]
+    pub fn dead_rings(&self) -> &[DeadRing] {
+        &self.dead_rings
+    }
+
+    /// Removes the rings of former owners: what their completions tell is known.
+    ///
+    /// # Errors
+    /// If a file cannot be removed; a later start finds it again.
+    pub fn forget_dead_rings(&mut self) -> std::io::Result<()> {
+        for ring in std::mem::take(&mut self.dead_rings) {
+            remove_if_there(ring.path())?;
+        }
+        let own = self.owner.epoch;
+        for number in self.header.rings(&self.memory).into_iter().filter(|one| one >> 16 != own) {
+            self.header.remove_ring(&self.memory, number);
+        }
+        Ok(())
+    }
+
     /// Says where the owner's control socket is, for whoever tries to open a second time.
     pub fn set_control_address(&mut self, address: &str) {
         // A longer one than the header holds is only left out: it is a help for people.
@@ -319,18 +361,19 @@ fn take_lock(names: &Names<'_>, patience: Duration) -> Result<OwnerLock, ArenaEr
     })
 }
 
-/// Passes the fence of every ring file of the pool, then removes it.
-fn fence_rings(names: &Names<'_>, limit: Duration) -> Result<Passed, ArenaError> {
-    let mut all = Passed::default();
+/// Passes the fence of every ring file of the pool. Returns the rings, the newest first.
+fn fence_rings(names: &Names<'_>, limit: Duration) -> Result<(Vec<DeadRing>, Passed), ArenaError> {
+    let (mut rings, mut all) = (Vec::new(), Passed::default());
     let mut pause = patience(limit);
     for path in names.rings().map_err(system("list", names.directory))? {
-        let passed = DeadRing::open(&path)?.wait(&mut pause)?;
+        let ring = DeadRing::open(&path)?;
+        let passed = ring.wait(&mut pause)?;
         all.in_flight += passed.in_flight;
         all.waits += passed.waits;
         crate::fail_point!("arena.fenced");
-        remove_if_there(&path).map_err(system("remove", &path))?;
+        rings.push(ring);
     }
-    Ok(all)
+    Ok((rings, all))
 }
 
 /// The arena file, if there is one of this boot. One of an earlier boot means nothing.

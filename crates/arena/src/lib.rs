@@ -35,5 +35,5 @@ pub use pages::{PAGE_BYTES, Pages};
 pub use place::{boot_id, default_directory};
 pub use prefix::Prefixes;
 pub use ring::{Completed, Ring, RingOptions, RingRefused, UserData};
-pub use roster::{Enrolled, Fate, ROSTER_BYTES, Roster, Watched};
+pub use roster::{Enrolled, Fate, ROSTER_BYTES, Roster, Threads, Watched};
 pub use socket::{receive_parts, send_parts};

@@ -4,8 +4,12 @@
 //! above all not to io_uring, which keeps files open beyond the death of the process. The kernel
 //! drops it after every thread has left user mode and every synchronous call has ended. So holding
 //! it is a code fence, though a slow one, and makes a dead ring's submission count final.
+//!
+//! A family of processes of which one serves at a time *shares* a lock: the descriptors of all are
+//! the same open file, and the lock goes when the last of them has gone. Inside the family it says
+//! nothing; there the roster is the fence ([`Watched`](crate::Watched)).
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,14 +19,25 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 #[derive(Debug)]
 pub struct OwnerLock {
     descriptor: OwnedFd,
+    /// Others of the family hold it, too.
+    is_shared: bool,
 }
 
 impl Drop for OwnerLock {
     /// Unlocks, though closing would: another thread's child may have the descriptor until it
-    /// execs.
+    /// execs. A shared lock is only closed: unlocking would take it from the whole family.
     fn drop(&mut self) {
-        // Cannot fail for a lock that is held; closing follows anyway.
-        let _ = rustix::fs::flock(&self.descriptor, FlockOperation::Unlock);
+        if !self.is_shared {
+            // Cannot fail for a lock that is held; closing follows anyway.
+            let _ = rustix::fs::flock(&self.descriptor, FlockOperation::Unlock);
+        }
+    }
+}
+
+impl AsFd for OwnerLock {
+    /// To be handed to another process of the family, which [`shares`](OwnerLock::shared) it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 }
 
@@ -38,6 +53,16 @@ pub enum Life {
 }
 
 impl OwnerLock {
+    /// The lock of the family, by a descriptor that one of its processes handed over.
+    ///
+    /// # Errors
+    /// If it is not the family's, and somebody else has the lock.
+    pub fn shared(descriptor: OwnedFd) -> std::io::Result<OwnerLock> {
+        // Locking what the same open file has locked changes nothing.
+        rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(OwnerLock { descriptor, is_shared: true })
+    }
+
     /// Takes the lock on a lock file, made if there is none. None: another process has it.
     ///
     /// # Errors
@@ -82,7 +107,7 @@ impl OwnerLock {
 
 fn lock(descriptor: OwnedFd) -> std::io::Result<Option<OwnerLock>> {
     match rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(OwnerLock { descriptor })),
+        Ok(()) => Ok(Some(OwnerLock { descriptor, is_shared: false })),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -148,6 +173,26 @@ mod tests {
         assert!(OwnerLock::pool(&path).expect("opened").is_none());
         drop(held);
         assert!(OwnerLock::pool(&path).expect("opened").is_some());
+    }
+
+    #[test]
+    fn a_shared_lock_goes_when_the_last_of_the_family_has_gone() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("lock");
+        let first = OwnerLock::file(&path).expect("opened").expect("free");
+        let handed = || first.as_fd().try_clone_to_owned().expect("a descriptor");
+        let [second, third] = [handed(), handed()].map(|one| OwnerLock::shared(one).expect("ours"));
+        drop(second);
+        assert!(OwnerLock::file(&path).expect("opened").is_none(), "two still have it");
+        // The first one dies: nothing is unlocked, only closed.
+        let stranger = std::fs::File::open(&path).expect("opened");
+        assert!(
+            OwnerLock::shared(stranger.into()).is_err(),
+            "another open file is not the family's"
+        );
+        std::mem::forget(first);
+        drop(third);
+        assert!(OwnerLock::file(&path).expect("opened").is_none(), "one still has it");
     }
 
     #[test]

@@ -34,18 +34,21 @@ impl Names<'_> {
         self.named(&format!("ring.{}.{}", number >> 16, number & 0xffff))
     }
 
-    /// The ring files there are. A server records a ring in the header before it makes its file,
-    /// but an arena may have been removed by hand: the directory knows more.
+    /// The ring files there are, the newest first. A server records a ring in the header before it
+    /// makes its file, but an arena may have been removed by hand: the directory knows more.
     pub(crate) fn rings(&self) -> std::io::Result<Vec<PathBuf>> {
         let prefix = format!("{:032x}.ring.", self.pool);
         let mut found = Vec::new();
         for entry in std::fs::read_dir(self.directory)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                found.push(entry.path());
+            let name = entry.file_name();
+            if let Some(number) = name.to_string_lossy().strip_prefix(&prefix) {
+                let parts = number.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
+                found.push((parts.collect::<Vec<_>>(), entry.path()));
             }
         }
-        Ok(found)
+        found.sort();
+        Ok(found.into_iter().rev().map(|(_, path)| path).collect())
     }
 }
 

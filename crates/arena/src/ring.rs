@@ -353,7 +353,10 @@ impl Ring {
     }
 
     fn room(&self) -> bool {
-        self.in_flight < self.queues.cq_entries() && self.unsubmitted() < self.queues.sq_entries()
+        // One place is left, so that what was reaped last is not written over: a successor may have
+        // to look at it.
+        let taken = self.in_flight as usize + self.held.len() + 1;
+        taken < self.queues.cq_entries() as usize && self.unsubmitted() < self.queues.sq_entries()
     }
 
     fn unsubmitted(&self) -> u32 {

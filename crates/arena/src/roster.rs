@@ -159,6 +159,35 @@ impl Roster {
     }
 }
 
+/// Where a process begins its threads: on its roster, if it has one.
+#[derive(Clone, Default)]
+pub struct Threads {
+    roster: Option<Roster>,
+}
+
+impl Threads {
+    /// Threads on a roster.
+    #[must_use]
+    pub fn on(roster: Roster) -> Threads {
+        Threads { roster: Some(roster) }
+    }
+
+    /// Begins a thread.
+    ///
+    /// # Errors
+    /// As [`Roster::spawn`].
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        builder: std::thread::Builder,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::io::Result<JoinHandle<T>> {
+        match &self.roster {
+            Some(roster) => roster.spawn(builder, work),
+            None => builder.spawn(work),
+        }
+    }
+}
+
 /// What the kernel walks through when a thread dies (`struct robust_list_head`): a ring of nodes,
 /// each followed by its futex at the same distance.
 #[repr(C)]

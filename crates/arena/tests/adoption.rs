@@ -154,24 +154,28 @@ fn the_fence_waits_for_writes_that_land_after_death() {
         assert_eq!(rings.len(), 1);
         let dead = DeadRing::open(&rings[0]).expect("ring file");
         let at_death = dead.completed();
-        let arena = Arena::open(&options(directory.path())).expect("adopted");
+        let mut arena = Arena::open(&options(directory.path())).expect("adopted");
         let adopted = arena.adopted.as_ref().expect("adopted");
         assert_eq!(adopted.epoch, 1);
         assert_eq!(adopted.process, child.id());
         assert_eq!(dead.in_flight(), 0);
-        let unreaped = dead.unreaped();
-        assert_eq!(unreaped.len(), WRITES as usize + IDLE);
-        let idle = unreaped.iter().filter(|completed| completed.user_data.class() == 2);
+        let mut posted: Vec<_> = dead.completions().collect();
+        posted.reverse();
+        assert_eq!(posted.len(), WRITES as usize + IDLE);
+        let idle = posted.iter().filter(|completed| completed.user_data.class() == 2);
         assert_eq!(idle.clone().count(), IDLE);
         assert!(idle.clone().all(|completed| completed.result == -libc::ECANCELED), "{idle:?}");
         // What had not begun may have been cancelled. What completed well has landed.
         let landed = landed(&medium);
         let well = |completed: &&Completed| completed.result as u64 == WRITE_BYTES;
-        for completed in unreaped.iter().filter(well) {
+        for completed in posted.iter().filter(well) {
             assert!(landed.contains(&completed.user_data.slot()), "{completed:?}");
         }
+        let file = arena.file.as_mut().expect("file");
+        assert_eq!(file.dead_rings().len(), 1);
+        file.forget_dead_rings().expect("removed");
         assert!(file_names(directory.path(), ".ring.").is_empty());
-        late += unreaped[at_death as usize..].iter().filter(well).count();
+        late += posted[at_death as usize..].iter().filter(well).count();
         if late > 0 {
             println!("round {round}: {late} of {WRITES} writes landed after death");
             return;
@@ -232,9 +236,11 @@ fn a_kill_at_any_point_of_adoption_leaves_an_arena_to_adopt() {
         assert!(killed(child(role, directory.path(), &medium, &die_at).wait().expect("waited")));
         let arena = Arena::open(&options(directory.path())).expect(point);
         assert!(arena.adopted.is_some(), "{point}");
+        let mut file = arena.file.expect("file");
+        file.forget_dead_rings().expect("removed");
         assert!(file_names(directory.path(), ".ring.").is_empty(), "{point}");
         assert!(file_names(directory.path(), ".new").is_empty(), "{point}");
-        arena.file.expect("file").remove().expect("removed");
+        file.remove().expect("removed");
         assert!(file_names(directory.path(), ".arena").is_empty());
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod control;
+mod family;
 pub mod logging;
 pub mod metrics;
 pub mod offline;

@@ -88,7 +88,7 @@ impl NbdServer {
         broken: Option<Broken>,
     ) -> Result<NbdServer, RecordsError> {
         let Adoption { pages, region, found, mut options, exported, now, results } = adoption;
-        let FoundSessions { shape, numbers, executing, sessions, requests } = found;
+        let FoundSessions { shape, numbers, executing, sessions, requests, .. } = found;
         options.sessions_max = options.sessions_max.min(shape.sessions as usize);
         options.requests_max = options.requests_max.min(shape.requests as usize);
         let memory = Rc::clone(pages.borrow().memory());

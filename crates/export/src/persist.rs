@@ -37,6 +37,13 @@ impl NbdServer {
         }
     }
 
+    /// Makes what has happened to all sessions their state: what the kernel told of operations that
+    /// have come back is not needed any more.
+    pub fn publish_all(&mut self) {
+        let ids: Vec<Key> = self.sessions.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.publish_news(id));
+    }
+
     /// Whether there is a record for another request; if not, the session waits for one.
     pub(crate) fn has_record(&mut self, id: Key) -> bool {
         if self.requests.len() < self.options.requests_max {

@@ -118,17 +118,21 @@ impl NbdServer {
         self.exported = exported;
     }
 
-    /// A connection was made.
+    /// A connection was made. Its number is the same in every process that has its socket, and
+    /// higher than those before.
     ///
     /// # Errors
     /// If there are too many; the loop closes it.
-    pub fn accepted(&mut self) -> Result<SessionId, TooManySessions> {
+    pub fn accepted(&mut self, connection: u64) -> Result<SessionId, TooManySessions> {
         if self.sessions.len() >= self.options.sessions_max {
+            self.records.connected(connection);
             return Err(TooManySessions(self.sessions.len()));
         }
         let id = self.sessions.insert(Session::new(self.now));
+        self.records.connect(id.slot, id.generation, connection);
         self.greeting = true;
         self.publish(id);
+        self.records.connected(connection);
         self.want_buffers(id);
         self.touch(id);
         Ok(SessionId(id))

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bowline_arena::Part;
+use bowline_arena::{Part, Threads};
 use bowline_store::{Completion, Io, IoId, MediumError};
 
 use crate::target::{Direction, Extent, Target};
@@ -24,10 +24,16 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    pub(crate) fn new(target: Target) -> std::io::Result<Desk> {
+    pub(crate) fn new(target: Target, threads: &Threads) -> std::io::Result<Desk> {
         let (target, mailbox) = (Arc::new(target), Mailbox::new()?);
         Ok(Desk {
-            helper: Workers::start("bowline-space", 1, Duration::ZERO, &target, &mailbox)?,
+            helper: Workers::start(
+                "bowline-space",
+                1,
+                Duration::ZERO,
+                (&target, &mailbox),
+                threads,
+            )?,
             extent: Extent::new(&target)?,
             target,
             mailbox,

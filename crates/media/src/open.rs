@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_arena::{Completed, Memory, Part, Ring};
+use bowline_arena::{Completed, Memory, Part, Ring, Threads};
 use bowline_store::Media;
 
 use crate::filters::{
@@ -42,6 +42,8 @@ pub struct OpenOptions {
     pub threads: usize,
     /// A page that nobody else uses; only the filter `volatile` needs one.
     pub staging: Option<Part>,
+    /// Where the medium's threads are begun.
+    pub roster: Threads,
 }
 
 impl OpenOptions {
@@ -59,6 +61,7 @@ impl OpenOptions {
             spin: Duration::from_micros(20),
             threads: 4,
             staging: None,
+            roster: Threads::default(),
         }
     }
 }
@@ -158,13 +161,15 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Opened, OpenError> {
         Some((ring, class)) => {
             let ring = Rc::clone(ring);
             let medium =
-                UringMedia::new(target, ring, *class, *spin, options.flush).map_err(system)?;
+                UringMedia::new(target, ring, *class, *spin, options.flush, &options.roster);
+            let medium = medium.map_err(system)?;
             let events = MediaEvents::Uring(medium.events());
             (Box::new(medium), events)
         }
         None => {
-            let (memory, threads) = (Rc::clone(memory), options.threads);
-            let medium = ThreadMedia::new(target, memory, threads, *spin).map_err(system)?;
+            let (memory, count) = (Rc::clone(memory), options.threads);
+            let medium = ThreadMedia::new(target, memory, count, *spin, &options.roster);
+            let medium = medium.map_err(system)?;
             let events = MediaEvents::Threads(medium.events());
             (Box::new(medium), events)
         }

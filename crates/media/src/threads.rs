@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_arena::{Memory, Part};
+use bowline_arena::{Memory, Part, Threads};
 use bowline_store::{Completion, Io, IoId, Media, MediumError};
 
 use crate::driver::{Desk, Driver};
@@ -34,12 +34,13 @@ impl ThreadMedia {
     pub(crate) fn new(
         target: Target,
         memory: Rc<Memory>,
-        threads: usize,
+        count: usize,
         spin: Duration,
+        threads: &Threads,
     ) -> std::io::Result<ThreadMedia> {
-        let desk = Desk::new(target)?;
-        let (count, target) = (threads.max(2), &desk.target);
-        let transfers = Workers::start("bowline-io", count, spin, target, &desk.mailbox)?;
+        let desk = Desk::new(target, threads)?;
+        let ends = (&desk.target, &desk.mailbox);
+        let transfers = Workers::start("bowline-io", count.max(2), spin, ends, threads)?;
         Ok(ThreadMedia(Rc::new(RefCell::new(State { transfers, desk, memory }))))
     }
 

@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline_arena::{Completed, Operation, Part, Ring, UserData, fail_point};
+use bowline_arena::{Completed, Operation, Part, Ring, Threads, UserData, fail_point};
 use bowline_store::{Completion, Io, IoId, Media, MediumError};
 
 use crate::driver::{Desk, Driver};
@@ -82,9 +82,11 @@ impl UringMedia {
         class: u8,
         spin: Duration,
         place: FlushPlace,
+        threads: &Threads,
     ) -> std::io::Result<UringMedia> {
-        let desk = Desk::new(target)?;
-        let flusher = Workers::start("bowline-flush", 1, spin, &desk.target, &desk.mailbox)?;
+        let desk = Desk::new(target, threads)?;
+        let ends = (&desk.target, &desk.mailbox);
+        let flusher = Workers::start("bowline-flush", 1, spin, ends, threads)?;
         let state = State {
             desk,
             ring,

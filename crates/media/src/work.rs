@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bowline_arena::Part;
+use bowline_arena::{Part, Threads};
 use bowline_store::{IoId, MediumError};
 
 use crate::progress::Progress;
@@ -104,8 +104,8 @@ impl Workers {
         name: &str,
         count: usize,
         spin: Duration,
-        target: &Arc<Target>,
-        mailbox: &Arc<Mailbox>,
+        (target, mailbox): (&Arc<Target>, &Arc<Mailbox>),
+        threads: &Threads,
     ) -> std::io::Result<Workers> {
         let queue = Arc::new(Queue {
             jobs: Mutex::default(),
@@ -118,10 +118,8 @@ impl Workers {
             let spin = if index == 0 { spin } else { Duration::ZERO };
             let queue = Arc::clone(&workers.queue);
             let (target, mailbox) = (Arc::clone(target), Arc::clone(mailbox));
-            let thread = std::thread::Builder::new()
-                .name(name.to_owned())
-                .stack_size(128 << 10)
-                .spawn(move || run(&queue, spin, &target, &mailbox))?;
+            let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(128 << 10);
+            let thread = threads.spawn(builder, move || run(&queue, spin, &target, &mailbox))?;
             workers.threads.push(thread);
         }
         Ok(workers)

@@ -7,7 +7,8 @@
 //! - [`guest`] boots Linux in QEMU and runs commands in it;
 //! - [`replay`] rebuilds crash states of a pool that a guest worked on, and judges them;
 //! - [`story`] is the demo: a guest that lives through the death of its disk server;
-//! - [`tool`] runs foreign programs.
+//! - [`tool`] runs foreign programs;
+//! - [`writer`] is a client that remembers what it was told.
 
 pub mod device;
 pub mod guest;
@@ -17,6 +18,7 @@ pub mod replay;
 pub mod server;
 pub mod story;
 pub mod tool;
+pub mod writer;
 
 /// What can go wrong here is for a person to read.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -13,6 +13,8 @@ mod scrub;
 mod serve;
 mod status;
 
+pub(crate) use serve::greet;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,6 +54,9 @@ struct Common {
 enum Verb {
     /// Serve a pool; without arguments an embedded one in ./bowline-data
     Serve(serve::Serve),
+    /// Be a server of a family; its keeper starts it
+    #[command(hide = true)]
+    Server,
     /// Pools: the file or device that disks live in
     #[command(subcommand)]
     Pool(pool::Pool),
@@ -117,6 +122,7 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb, control: Option<PathBuf>, context: &Context) -> Result<Outcome, Problem> {
     match verb {
         Verb::Serve(serve) => serve.run(control),
+        Verb::Server => serve::server(),
         Verb::Pool(pool) => pool.run(context),
         Verb::Disk(disk) => disk.run(context),
         Verb::Status => status::status(context),

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{EMBEDDED, Outcome};
 use crate::control::api::{Condition, Kind, Problem, ServerStatus};
 use crate::control::service;
+use crate::family;
 use crate::logging;
 use crate::server::config::{Embedded, Listen, MEMORY_BYTES, ServeConfig};
 use crate::server::{Server, command};
@@ -36,7 +37,7 @@ pub struct Serve {
     /// A folder on tmpfs for what must outlive the process
     #[arg(long, value_name = "DIR")]
     arena: Option<PathBuf>,
-    /// Whether a second process stands by to take over (on is not known to this version: refused)
+    /// Whether a second process stands by to take over
     #[arg(long, value_name = "on|off", default_value = "off", hide_possible_values = true)]
     partner: Switch,
     /// Memory of all processes together
@@ -57,18 +58,24 @@ impl Serve {
             .map_err(|error| super::usage("a fail point cannot be armed").why(error.to_string()))?;
         self.refuse_what_is_not_there()?;
         allow_descriptors();
+        let partner = self.partner;
         let config = self.config(control)?;
         for folder in [config.control.parent(), Some(config.arena.as_path())].into_iter().flatten()
         {
             folder_of_our_own(folder)?;
         }
+        if partner == Switch::On {
+            return family::keep(config).map(|()| Outcome::Well);
+        }
         let control = config.control.clone();
         let server = Server::open(config)?;
         let (asker, commands) = command::channel()?;
-        let service = service::start(&control, asker, greet)?;
-        server.run(commands)?;
+        let listener = service::listen(&control)?;
+        let service = service::start(listener, asker, greet)?;
+        let result = server.run(commands);
         drop(service);
-        Ok(Outcome::Well)
+        let _ = std::fs::remove_file(&control);
+        result.map(|()| Outcome::Well)
     }
 
     /// What is asked for and cannot be done is not passed over in silence.
@@ -76,11 +83,6 @@ impl Serve {
         if self.vhost_user.is_some() {
             return Err(super::usage("--vhost-user is not known to this version")
                 .next("leave it out: guests reach their disks by NBD"));
-        }
-        if self.partner == Switch::On {
-            return Err(super::usage("--partner on is not known to this version")
-                .why("no second process can take over yet")
-                .next("leave it out: a server that is started again loses nothing"));
         }
         Ok(())
     }
@@ -103,6 +105,14 @@ impl Serve {
             accept_loss: self.accept_loss,
         })
     }
+}
+
+/// `bowline server`: what a keeper starts.
+pub fn server() -> Result<Outcome, Problem> {
+    logging::start();
+    bowline_arena::fail::arm_from_environment()
+        .map_err(|error| super::usage("a fail point cannot be armed").why(error.to_string()))?;
+    family::serve().map(|()| Outcome::Well)
 }
 
 /// Where the pool is, where its sockets go, and how to make it if it may be made.
@@ -159,7 +169,7 @@ fn folder_of_our_own(folder: &Path) -> Result<(), Problem> {
 }
 
 /// What a person sees when the server is up.
-fn greet(status: &ServerStatus) {
+pub(crate) fn greet(status: &ServerStatus) {
     let pool = &status.pool;
     let size = Size(pool.size_bytes);
     tracing::info!(

@@ -3,9 +3,10 @@
 //! It holds no state: every answer comes from the data thread by a [`Command`]. It also turns
 //! SIGTERM and SIGINT into [`Command::Stop`], so that the data thread knows one way to end.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,20 +27,15 @@ use crate::server::command::{Asker, Command};
 
 /// A running control plane. Dropping it ends it, after the answers that are under way.
 pub struct Service {
-    socket: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Listens on `socket` and answers from `asker`. `ready` is called once, with the first status.
+/// Listens at a path, for its owner only.
 ///
 /// # Errors
 /// If the socket is another server's, or cannot be made.
-pub fn start(
-    socket: &Path,
-    asker: Asker,
-    ready: impl FnOnce(&ServerStatus) + Send + 'static,
-) -> Result<Service, Problem> {
+pub fn listen(socket: &Path) -> Result<UnixListener, Problem> {
     let place = socket.display().to_string();
     let failed = |error: std::io::Error| {
         Problem::new(Kind::Failed, format!("cannot listen on {place}")).why(error.to_string())
@@ -55,6 +52,18 @@ pub fn start(
     let owner_only = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(socket, owner_only).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers from `asker`. `ready` is called once, with the first status.
+///
+/// # Errors
+/// If no thread can be had.
+pub fn start(
+    listener: UnixListener,
+    asker: Asker,
+    ready: impl FnOnce(&ServerStatus) + Send + 'static,
+) -> Result<Service, Problem> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let (stop, stopped) = oneshot::channel();
@@ -66,7 +75,45 @@ pub fn start(
             }
         })
         .map_err(failed)?;
-    Ok(Service { socket: socket.to_path_buf(), stop: Some(stop), thread: Some(thread) })
+    Ok(Service { stop: Some(stop), thread: Some(thread) })
+}
+
+fn failed(error: std::io::Error) -> Problem {
+    Problem::new(Kind::Failed, "no control plane").why(error.to_string())
+}
+
+/// A descriptor that is readable, 8 bytes at a time, when SIGTERM or SIGINT has come.
+///
+/// # Errors
+/// If the system has no descriptor or no thread left.
+pub fn signals() -> Result<OwnedFd, Problem> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let bell = eventfd(0, flags).map_err(|error| failed(error.into()))?;
+    let ring = bell.try_clone().map_err(failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let wait = async move {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            tracing::info!(signal = name, "stopping");
+            rustix::io::write(&ring, &1u64.to_ne_bytes())?;
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".into());
+    thread
+        .spawn(move || {
+            let ended: std::io::Result<()> = runtime.block_on(wait);
+            if let Err(error) = ended {
+                tracing::error!(%error, "signals are not heard");
+            }
+        })
+        .map_err(failed)?;
+    Ok(bell)
 }
 
 impl Drop for Service {
@@ -75,7 +122,6 @@ impl Drop for Service {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.socket);
     }
 }
 

@@ -21,6 +21,12 @@ use crate::control::api::{
 pub struct Reply<T>(oneshot::Sender<Result<T, Problem>>);
 
 impl<T> Reply<T> {
+    /// For an order whose giver waits for no answer.
+    #[must_use]
+    pub fn nobody() -> Reply<T> {
+        Reply(oneshot::channel().0)
+    }
+
     /// Answers. An asker that has gone away is none of the data thread's business.
     pub fn send(self, answer: Result<T, Problem>) {
         let _ = self.0.send(answer);

@@ -4,8 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Where NBD clients are expected.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Listen {
     /// A TCP address: a host, by name or number, and a port.
     Tcp(String, u16),
@@ -28,6 +31,20 @@ impl FromStr for Listen {
             }
             _ => Err(wrong()),
         }
+    }
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Listen, String> {
+        text.parse()
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> String {
+        listen.to_string()
     }
 }
 
@@ -56,7 +73,7 @@ impl fmt::Display for Listen {
 }
 
 /// A pool that is made if it is not there, with one disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Embedded {
     /// The size of the pool's file, which is sparse.
     pub pool_bytes: u64,
@@ -73,7 +90,7 @@ impl Default for Embedded {
 }
 
 /// What a server is started with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeConfig {
     /// The pool: a file or a raw device.
     pub pool: PathBuf,

@@ -12,16 +12,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline_arena::{ArenaFile, OwnerLock, Ring, SharedPages};
 use bowline_disk::{DiskEvent, Disks};
-use bowline_export::{Action, CloseCause, ExportedDisk, NbdServer, Options, SessionId};
+use bowline_export::{Action, CloseCause, NbdServer, Options, SessionId};
 use bowline_media::Clock;
 use bowline_store::{Micros, PoolHeader, Ticket};
 
+use super::adopt::Begun;
 use super::answers::Pending;
 use super::command::{Commands, Reply};
 use super::config::ServeConfig;
@@ -34,6 +35,7 @@ use super::sockets::{Closed, Happening, Sockets};
 use super::spin::Spin;
 use super::watch::Watch;
 use crate::control::api::{Condition, PoolStatus, Problem};
+use crate::family::{Membership, ToKeeper};
 
 /// First byte of the tickets of sessions, and of our own.
 const SESSIONS: u8 = 1;
@@ -58,6 +60,7 @@ const PARTING_US: u64 = 5_000_000;
 struct Connection {
     session: SessionId,
     listener: usize,
+    number: u64,
 }
 
 /// Counts of one listener.
@@ -79,7 +82,7 @@ pub enum End {
     /// Nothing: the server was told to stop.
     Stopped,
     /// The pool is to be opened anew, its loss accepted.
-    Reopen(Box<ServeConfig>, Reply<PoolStatus>),
+    Reopen(Box<ServeConfig>, Reply<PoolStatus>, Option<Box<Membership>>),
 }
 
 /// Where the end of the server stands.
@@ -89,6 +92,17 @@ struct Stopping {
     reopen: Option<Reply<PoolStatus>>,
     /// When those who have not left by themselves are left.
     until: Micros,
+}
+
+/// What sessions may use.
+fn options() -> Options {
+    Options {
+        ticket_class: SESSIONS,
+        buffer_bytes_max: BUFFER_BYTES,
+        small_bytes_max: SMALL_BYTES,
+        reply_bytes_max: SMALL_BYTES,
+        ..Options::default()
+    }
 }
 
 /// The data thread's state.
@@ -117,41 +131,61 @@ pub struct Data {
     now: Micros,
     spin: Spin,
     stopping: Option<Stopping>,
+    /// The last connection's number, where no keeper numbers them.
+    connected: u64,
+    /// The family this server belongs to, if it does.
+    pub(super) membership: Option<Box<Membership>>,
     ring: Option<Rc<RefCell<Ring>>>,
-    arena: ArenaFile,
+    pub(super) arena: ArenaFile,
     _lock: OwnerLock,
 }
 
 impl Data {
-    /// The state at the start: nobody is connected.
+    /// The state at the start: nobody is connected, or whoever was is still.
     ///
     /// # Errors
-    /// If the system has no descriptor left.
-    pub fn new(config: ServeConfig, opened: Opened) -> Result<Data, Problem> {
+    /// If the system has no descriptor left, or what a dead server's sessions left is damaged.
+    pub fn new(
+        config: ServeConfig,
+        opened: Opened,
+        membership: Option<Box<Membership>>,
+    ) -> Result<Data, (Problem, Option<Box<Membership>>)> {
         let Opened { store, header, pages, sessions, memory, ring, events, .. } = opened;
         let medium_name = events.name();
         let sockets = match &ring {
-            Some(ring) => Sockets::Ring(RingSockets::new(Rc::clone(ring), events)),
-            None => Sockets::Poll(
-                PollSockets::new(memory, &events)
-                    .map_err(|error| super::pool::failed(&config.pool, "serve", error))?,
-            ),
+            Some(ring) => Ok(Sockets::Ring(RingSockets::new(Rc::clone(ring), events))),
+            None => PollSockets::new(memory, &events).map(Sockets::Poll),
         };
-        let options = Options {
-            ticket_class: SESSIONS,
-            buffer_bytes_max: BUFFER_BYTES,
-            small_bytes_max: SMALL_BYTES,
-            reply_bytes_max: SMALL_BYTES,
-            ..Options::default()
+        let sockets = match sockets {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                return Err((super::pool::failed(&config.pool, "serve", error), membership));
+            }
         };
         let mut disks = Disks::new(store, pages.clone());
-        let nbd = NbdServer::new(pages.clone(), sessions, options);
-        nbd.watch(&mut disks);
+        let now = opened.clock.now();
+        disks.set_now(now);
+        let begun = match opened.found {
+            Some(found) => {
+                let rest = (sessions, options(), now);
+                super::adopt::adopt(found, &opened.results, &pages, rest, &mut disks)
+            }
+            None => Ok(Begun::anew(&pages, sessions, options(), &mut disks)),
+        };
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(problem) => {
+                if let Some(membership) = &membership {
+                    membership.tell(&ToKeeper::Damaged(problem.clone()));
+                }
+                return Err((problem, membership));
+            }
+        };
         let mut data = Data {
             config,
             header,
             disks,
-            nbd,
+            nbd: begun.nbd,
             sockets,
             connections: vec![Connections::default(); opened.listeners.len()],
             listeners: opened.listeners,
@@ -166,16 +200,19 @@ impl Data {
             started: Instant::now(),
             open: Vec::new(),
             pages,
-            now: opened.clock.now(),
+            now,
             clock: opened.clock,
             spin: Spin::new(opened.tuning.spin),
             stopping: None,
+            connected: 0,
+            membership,
             ring,
             arena: opened.arena,
             _lock: opened.lock,
         };
         data.offer_disks();
         data.begin_watch();
+        data.join(begun.sessions, begun.connected);
         Ok(data)
     }
 
@@ -184,10 +221,19 @@ impl Data {
     /// # Errors
     /// If the kernel fails in a way that no state can express, or the pool cannot be closed.
     pub fn run(mut self, commands: &Commands) -> Result<End, Problem> {
-        for (index, listener) in self.listeners.iter().enumerate() {
-            self.sockets.watch_listener(index, listener.as_fd());
+        match &self.membership {
+            // Its keeper's messages come as connections do.
+            Some(membership) => {
+                self.sockets.watch_listener(self.listeners.len(), membership.as_fd());
+            }
+            None => {
+                for (index, listener) in self.listeners.iter().enumerate() {
+                    self.sockets.watch_listener(index, listener.as_fd());
+                }
+            }
         }
         self.sockets.watch_bell(commands.as_fd());
+        self.forget_former();
         loop {
             let start = Instant::now();
             let (was_active, is_moving) = self.turn(commands);
@@ -249,6 +295,9 @@ impl Data {
             }
             Happening::Sent(session, result) => self.nbd.sent(&mut self.disks, session, result),
             Happening::Readable(session) => self.nbd.readable(&mut self.disks, session),
+            Happening::Waiting { listener } if listener == self.listeners.len() => {
+                self.hear_keeper();
+            }
             Happening::Waiting { listener } => self.accept(listener),
             Happening::Bell => {
                 while let Some(command) = commands.next() {
@@ -276,23 +325,38 @@ impl Data {
                     return;
                 }
             };
-            let session = match self.nbd.accepted() {
-                Ok(session) => session,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection is refused");
-                    continue;
-                }
-            };
-            self.sockets.open(session, socket);
-            let slot = session.slot() as usize;
-            if self.open.len() <= slot {
-                self.open.resize_with(slot + 1, || None);
-            }
-            self.open[slot] = Some(Connection { session, listener });
-            self.connections[listener].now += 1;
-            self.connections[listener].opened += 1;
+            self.connected += 1;
+            self.begin_session(self.connected, listener, socket);
         }
         self.sockets.watch_listener(listener, self.listeners[listener].as_fd());
+    }
+
+    /// Begins the session of a new connection.
+    pub(super) fn begin_session(&mut self, number: u64, listener: usize, socket: OwnedFd) {
+        match self.nbd.accepted(number) {
+            Ok(session) => self.open_session(session, (number, listener), socket),
+            Err(error) => {
+                tracing::warn!(%error, "a connection is refused");
+                self.leave_connection(number, &socket);
+            }
+        }
+    }
+
+    /// Takes the socket of a session.
+    pub(super) fn open_session(
+        &mut self,
+        session: SessionId,
+        (number, listener): (u64, usize),
+        socket: OwnedFd,
+    ) {
+        self.sockets.open(session, socket);
+        let slot = session.slot() as usize;
+        if self.open.len() <= slot {
+            self.open.resize_with(slot + 1, || None);
+        }
+        self.open[slot] = Some(Connection { session, listener, number });
+        self.connections[listener].now += 1;
+        self.connections[listener].opened += 1;
     }
 
     /// Carries out what sessions want.
@@ -309,9 +373,10 @@ impl Data {
 
     fn closed(&mut self, Closed { session, cause }: Closed) {
         let place = self.open.get_mut(session.slot() as usize).and_then(Option::take);
-        if let Some(Connection { session: known, listener }) = place {
+        if let Some(Connection { session: known, listener, number }) = place {
             debug_assert_eq!(known, session, "a session that is not known is closed");
             self.connections[listener].now -= 1;
+            self.tell_keeper(&ToKeeper::Closed { number });
         }
         match cause {
             CloseCause::Client | CloseCause::Shutdown => tracing::debug!(%cause, "disconnected"),
@@ -336,14 +401,7 @@ impl Data {
 
     /// Offers the disks there are.
     pub(super) fn offer_disks(&mut self) {
-        let disks = self.disks.store().disks();
-        let exported = disks.map(|disk| ExportedDisk {
-            disk: disk.id,
-            name: disk.name.clone(),
-            description: String::new(),
-            read_only: false,
-        });
-        self.nbd.set_exports(exported.collect());
+        self.nbd.set_exports(super::adopt::exported(&self.disks));
     }
 
     /// A ticket of our own.
@@ -385,6 +443,9 @@ impl Data {
     }
 
     fn part(&mut self, replies: Vec<Reply<()>>, reopen: Option<Reply<PoolStatus>>) {
+        if reopen.is_none() {
+            self.tell_keeper(&ToKeeper::Stopping);
+        }
         let until = Micros(self.now.0 + PARTING_US);
         self.stopping = Some(Stopping { replies, reopen, until });
         self.nbd.close_all();
@@ -406,6 +467,7 @@ impl Data {
             self.stopping.map_or((Vec::new(), None), |one| (one.replies, one.reopen));
         // In this order: the ring goes when nobody uses it, the arena when no ring needs it.
         drop((self.disks, self.nbd, self.sockets, self.listeners, self.ring));
+        let membership = self.membership;
         let result = closed.map_err(|error| super::pool::failed(&self.config.pool, "close", error));
         if was_writing
             && result.is_ok()
@@ -417,10 +479,13 @@ impl Data {
         // Whoever asked to stop meanwhile is obeyed: his wish is the later one.
         if let Some(reply) = reopen.filter(|_| replies.is_empty()) {
             result?;
-            return Ok(End::Reopen(Box::new(self.config), reply));
+            return Ok(End::Reopen(Box::new(self.config), reply, membership));
         }
         for reply in replies {
             reply.send(result.clone());
+        }
+        if let Some(membership) = membership {
+            membership.tell(&ToKeeper::Ended(result.clone().err()));
         }
         result.map(|()| End::Stopped)
     }

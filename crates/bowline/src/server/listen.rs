@@ -25,10 +25,11 @@ const PATIENCE_UNIX: Duration = Duration::from_secs(1);
 
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    /// The file goes with the listener that made it.
+    Unix(UnixListener, Option<PathBuf>),
 }
 
-/// A socket that listens. Dropping it takes a Unix socket's file away.
+/// A socket that listens. Dropping the one that was bound takes a Unix socket's file away.
 pub struct Listener {
     /// Where it is, as clients would name it.
     pub address: Listen,
@@ -71,6 +72,16 @@ impl Listener {
         }
     }
 
+    /// A socket that another process has bound.
+    #[must_use]
+    pub fn handed(address: Listen, socket: OwnedFd) -> Listener {
+        let socket = match address {
+            Listen::Tcp(..) => Socket::Tcp(socket.into()),
+            Listen::Unix(_) => Socket::Unix(socket.into(), None),
+        };
+        Listener { address, socket }
+    }
+
     /// Takes a connection that waits, set up for NBD; `None` if none waits.
     ///
     /// # Errors
@@ -106,7 +117,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Socket::Unix(_, path) = &self.socket {
+        if let Socket::Unix(_, Some(path)) = &self.socket {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -128,7 +139,8 @@ fn attempt(address: &Listen) -> io::Result<Listener> {
             let socket = bind_unix(&path)?;
             socket.set_nonblocking(true)?;
             rustix::net::listen(&socket, BACKLOG)?;
-            Ok(Listener { address: Listen::Unix(path.clone()), socket: Socket::Unix(socket, path) })
+            let address = Listen::Unix(path.clone());
+            Ok(Listener { address, socket: Socket::Unix(socket, Some(path)) })
         }
     }
 }

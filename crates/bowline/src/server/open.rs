@@ -1,18 +1,20 @@
 //! Starting: lock, arena, ring, medium, store, listeners, in this order.
 //!
 //! Starting is adopting. When the arena is open, nothing of a former owner runs or lands any more;
-//! only then is the medium written to.
+//! only then is the medium written to. A server of a family has locks and listeners from its
+//! keeper; what its own fences have shown takes the place of the locks.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_arena::{
-    Arena, ArenaError, ArenaFile, ArenaOptions, Life, Memory, OwnerLock, Ring, RingOptions,
-    SharedPages, Span, boot_id, life, owner,
+    Arena, ArenaError, ArenaFile, ArenaOptions, DeadRing, Life, Memory, OwnerLock, Ring,
+    RingOptions, SharedPages, Span, boot_id, life, owner,
 };
-use bowline_export::{FoundSessions, Options, RecordsError};
+use bowline_export::{FoundSessions, IoStop, KernelOperation, Options, RecordsError};
 use bowline_media::filters::FilterSpec;
 use bowline_media::{Clock, MediaEvents, Opened as OpenedMedium};
 use bowline_store::{ArenaRegion, Media, PoolHeader, Store, StoreOptions};
@@ -20,9 +22,11 @@ use bowline_store::{ArenaRegion, Media, PoolHeader, Store, StoreOptions};
 use super::config::{MEMORY_BYTES, ServeConfig};
 use super::listen::Listener;
 use super::pool;
-use super::ring_sockets::MEDIUM;
+use super::ring_sockets::{MEDIUM, socket_operation};
+use super::sockets::outcome;
 use super::tuning::Tuning;
 use crate::control::api::{Condition, Kind, Problem};
+use crate::family::Membership;
 use crate::offline;
 
 /// Bytes of the arena for the store's records.
@@ -61,9 +65,51 @@ pub struct Opened {
     /// What is not as it should be about this start.
     pub notes: Vec<Condition>,
     pub tuning: Tuning,
+    /// Sessions to go on with, where their sockets are at hand.
+    pub found: Option<FoundSessions>,
+    /// What became of their last operations.
+    pub results: Results,
     /// Last: the locks go when everything else has gone.
     pub arena: ArenaFile,
     pub lock: OwnerLock,
+}
+
+/// The locks of an instance.
+pub struct Locks {
+    pub pool: OwnerLock,
+    pub arena: OwnerLock,
+}
+
+/// Whose operation: whether it is a send, the session's slot, and 24 bits of its generation.
+type Whose = (bool, u32, u32);
+
+/// The last receive and the last send of each session of a dead process, as the kernel told of
+/// them: the operation's number, and what became of it.
+#[derive(Default)]
+pub struct Results(BTreeMap<Whose, (u8, Result<u32, IoStop>)>);
+
+impl Results {
+    /// Looks through dead rings, the newest first. The last completion of a kind that a session has
+    /// is that of its last operation, or of the one before, which has another number.
+    fn read(rings: &[DeadRing]) -> Results {
+        let mut all = BTreeMap::new();
+        for completed in rings.iter().flat_map(DeadRing::completions) {
+            if let Some((is_send, session, number)) = socket_operation(completed.user_data) {
+                let result = (number, outcome(completed.outcome()));
+                all.entry((is_send, session.slot(), session.generation())).or_insert(result);
+            }
+        }
+        Results(all)
+    }
+
+    /// What became of an operation; none if the kernel has not been asked.
+    pub fn of(&self, operation: KernelOperation) -> Option<Result<u32, IoStop>> {
+        let KernelOperation { session, is_send, number } = operation;
+        // A tag has 24 bits of the generation.
+        let generation = session.generation() & 0xff_ffff;
+        let (last, result) = self.0.get(&(is_send, session.slot(), generation))?;
+        (*last == number).then_some(*result)
+    }
 }
 
 /// How the memory asked for is divided.
@@ -94,17 +140,59 @@ impl Shares {
     }
 }
 
+/// Takes an instance for a family of processes, and makes the pool if it may be made.
+///
+/// # Errors
+/// What is in the way; a pool that is served names its owner.
+pub fn lock(config: &ServeConfig) -> Result<Locks, Problem> {
+    let shares = Shares::of(config.memory_bytes)?;
+    let header = header(config)?;
+    let pool = lock_pool(config, &header)?;
+    let arena = Arena::lock(&arena_options(config, &header, shares));
+    let arena = arena.map_err(|error| arena_problem(&config.pool, &error))?;
+    Ok(Locks { pool, arena })
+}
+
 /// Opens everything.
-pub fn open(config: &ServeConfig) -> Result<Opened, Problem> {
+pub fn open(config: &ServeConfig, membership: Option<&Membership>) -> Result<Opened, Problem> {
     let tuning = Tuning::from_environment()?;
     let shares = Shares::of(config.memory_bytes)?;
     let filters = filters(&config.media_filters)?;
+    let header = header(config)?;
+    let options = arena_options(config, &header, shares);
+    let failed = |error| pool::failed(&config.pool, "share the lock of", error);
+    let (lock, arena) = match membership {
+        Some(membership) => {
+            let lock = membership.pool_lock().map_err(failed)?;
+            (lock, Arena::open_locked(&options, membership.arena_lock().map_err(failed)?))
+        }
+        None => (lock_pool(config, &header)?, Arena::open(&options)),
+    };
+    let arena = arena.map_err(|error| arena_problem(&config.pool, &error))?;
+    let ground = Ground { config, tuning, shares, filters, header, membership };
+    opened(ground, lock, arena)
+}
+
+/// What is known before anything is open.
+struct Ground<'a> {
+    config: &'a ServeConfig,
+    tuning: Tuning,
+    shares: Shares,
+    filters: Vec<FilterSpec>,
+    header: PoolHeader,
+    membership: Option<&'a Membership>,
+}
+
+/// The pool's header; the pool is made if it may be.
+fn header(config: &ServeConfig) -> Result<PoolHeader, Problem> {
     if let Some(embedded) = config.embedded.as_ref().filter(|_| !config.pool.exists()) {
         pool::embed(&config.pool, embedded)?;
     }
-    let header = pool::header(&config.pool)?;
-    let lock = lock(config, &header)?;
-    let arena = Arena::open(&ArenaOptions {
+    pool::header(&config.pool)
+}
+
+fn arena_options(config: &ServeConfig, header: &PoolHeader, shares: Shares) -> ArenaOptions {
+    ArenaOptions {
         directory: Some(config.arena.clone()),
         pool: header.pool.0,
         instance: 1,
@@ -113,29 +201,23 @@ pub fn open(config: &ServeConfig) -> Result<Opened, Problem> {
         page_bytes: shares.page_bytes,
         any_file_system: false,
         patience: PATIENCE,
-    });
-    let arena = arena.map_err(|error| arena_problem(&config.pool, &error))?;
-    opened(config, tuning, shares, filters, header, lock, arena)
+    }
 }
 
-fn opened(
-    config: &ServeConfig,
-    tuning: Tuning,
-    shares: Shares,
-    filters: Vec<FilterSpec>,
-    header: PoolHeader,
-    lock: OwnerLock,
-    arena: Arena,
-) -> Result<Opened, Problem> {
+fn opened(ground: Ground<'_>, lock: OwnerLock, arena: Arena) -> Result<Opened, Problem> {
+    let Ground { config, tuning, shares, filters, header, membership } = ground;
     // The fence of the rings beside the arena has been passed; a server that died may have had
-    // another directory, or somebody has removed its rings.
-    let is_quiet = offline::nobody_writes(&config.pool, PATIENCE)?;
+    // another directory, or somebody has removed its rings. One whose roster was watched had these.
+    let is_takeover = membership.is_some_and(|one| one.takes_over_since.is_some());
+    let is_quiet = is_takeover || offline::nobody_writes(&config.pool, PATIENCE)?;
     let Arena { memory, mut control, sessions, pages, adopted, file, .. } = arena;
     let mut file = file.unwrap_or_else(|| unreachable!("an arena that was opened has a file"));
+    let (mut found, mut results) = (None, Results::default());
     if let Some(adopted) = &adopted {
         let (process, in_flight) = (adopted.process, adopted.fence.in_flight);
         tracing::info!(process, in_flight, "adopting what a server left that did not stop cleanly");
-        tell_of_sessions(&memory, &sessions);
+        found = find_sessions(&memory, &sessions, &pages, membership);
+        results = Results::read(file.dead_rings());
     }
     let address = std::path::absolute(&config.control).unwrap_or_else(|_| config.control.clone());
     file.set_control_address(&address.display().to_string());
@@ -149,6 +231,7 @@ fn opened(
     options.filters = filters;
     options.staging = Some(staging.part());
     options.flush = tuning.flush;
+    options.roster = membership.map(Membership::threads).unwrap_or_default();
     let clock = options.clock.clone();
     let medium = bowline_media::open(&config.pool, options);
     let medium = medium.map_err(|error| pool::failed(&config.pool, "open", error))?;
@@ -171,7 +254,7 @@ fn opened(
     let store = Store::open(media, region, options)
         .map_err(|error| pool::failed(&config.pool, "open", error))?;
     bowline_arena::fail_point!("server.store.opened");
-    let listeners = config.nbd.iter().map(Listener::bind).collect::<Result<_, _>>()?;
+    let listeners = listeners(config, membership)?;
     Ok(Opened {
         store,
         header,
@@ -184,9 +267,25 @@ fn opened(
         listeners,
         notes,
         tuning,
+        found,
+        results,
         arena: file,
         lock,
     })
+}
+
+/// Where clients connect: handed over, or bound here.
+fn listeners(
+    config: &ServeConfig,
+    membership: Option<&Membership>,
+) -> Result<Vec<Listener>, Problem> {
+    let Some(membership) = membership else {
+        return config.nbd.iter().map(Listener::bind).collect();
+    };
+    let handed = membership.listeners();
+    let handed =
+        handed.map_err(|error| pool::failed(&config.pool, "listen for the clients of", error))?;
+    Ok(handed.into_iter().map(|(place, socket)| Listener::handed(place, socket)).collect())
 }
 
 /// Bytes of the arena for the records of sessions, with so many bytes of pages.
@@ -196,15 +295,32 @@ fn session_bytes(page_bytes: u64) -> u64 {
     u64::from(Options::default().record_bytes(memory_bytes))
 }
 
-/// Nobody has the sockets of a dead server: its sessions are over, and their pages are free. What
-/// they were told is in the log.
-fn tell_of_sessions(memory: &Memory, sessions: &Span) {
-    match FoundSessions::read(memory, sessions) {
+/// The sessions of a dead server, their pages kept, if somebody has their sockets. Where nobody has
+/// they are over, and their pages are free; what they were told is in the log.
+fn find_sessions(
+    memory: &Memory,
+    sessions: &Span,
+    pages: &SharedPages,
+    membership: Option<&Membership>,
+) -> Option<FoundSessions> {
+    let wanted = membership.is_some_and(|membership| !membership.forgets_sessions);
+    let found = FoundSessions::read(memory, sessions).and_then(|found| {
+        if wanted {
+            found.keep(&mut pages.borrow_mut())?;
+        }
+        Ok(found)
+    });
+    match found {
+        Ok(found) if wanted => return Some(found),
         Ok(found) if found.is_empty() => {}
         Ok(found) => tracing::info!(count = found.len(), "connections were cut off"),
         Err(RecordsError::None) => {}
-        Err(error) => tracing::warn!(%error, "what connections there were is not known"),
+        Err(error) => {
+            pages.borrow_mut().release_kept();
+            tracing::warn!(%error, "what connections there were is not known");
+        }
     }
+    None
 }
 
 /// The filters as they were given, outermost first.
@@ -218,7 +334,7 @@ fn filters(given: &[String]) -> Result<Vec<FilterSpec>, Problem> {
 }
 
 /// Takes the pool for this process alone.
-fn lock(config: &ServeConfig, header: &PoolHeader) -> Result<OwnerLock, Problem> {
+fn lock_pool(config: &ServeConfig, header: &PoolHeader) -> Result<OwnerLock, Problem> {
     let known = || owner(&config.arena, header.pool.0);
     let patience = if known().is_some() { PATIENCE } else { PATIENCE_UNKNOWN };
     let mut attempt = || OwnerLock::pool(&config.pool);

@@ -134,7 +134,11 @@ impl PollSockets {
                 let _ = rustix::net::shutdown(&self.line(session)?.socket, Shutdown::Both);
             }
             Action::Close { session, cause } => {
-                self.lines[session.slot() as usize] = None;
+                if let Some(line) = self.line(session) {
+                    // Other processes may have copies, which must not keep it open.
+                    let _ = rustix::net::shutdown(&line.socket, Shutdown::Both);
+                    self.lines[session.slot() as usize] = None;
+                }
                 return Some(Closed { session, cause });
             }
         }

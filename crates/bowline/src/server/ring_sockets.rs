@@ -32,6 +32,19 @@ pub const MEDIUM: u8 = 8;
 /// How long a listener is left alone when there is no room for connections.
 const LATER_AFTER: Duration = Duration::from_millis(100);
 
+/// Which session's operation a tag is of: whether it is a send, the session with 24 bits of its
+/// generation, and the operation's number. None if it is no receive and no send.
+#[must_use]
+pub fn socket_operation(tag: UserData) -> Option<(bool, SessionId, u8)> {
+    let is_send = match tag.class() {
+        SEND => true,
+        RECEIVE => false,
+        _ => return None,
+    };
+    let session = SessionId::new(tag.slot(), tag.generation() >> 8);
+    Some((is_send, session, tag.generation() as u8))
+}
+
 /// All sockets of a server with a ring.
 pub struct RingSockets {
     ring: Rc<RefCell<Ring>>,
@@ -128,7 +141,11 @@ impl RingSockets {
                 }
             }
             Action::Close { session, cause } => {
-                self.sockets[session.slot() as usize] = None;
+                let socket = self.sockets.get_mut(session.slot() as usize).and_then(Option::take);
+                if let Some(socket) = socket {
+                    // Other processes may have copies, which must not keep it open.
+                    let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+                }
                 return Some(Closed { session, cause });
             }
         }

@@ -28,11 +28,8 @@ impl Data {
             uptime_seconds: self.started.elapsed().as_secs(),
             state: pool.state,
             conditions: self.notes.clone(),
-            processes: Processes {
-                active: Some(Process { pid: std::process::id() }),
-                ..Processes::default()
-            },
-            takeover: Takeover { ready: false, reason: "no partner is running".into() },
+            processes: self.processes(),
+            takeover: self.takeover(),
             medium: self.medium_name.into(),
             sockets: self.sockets.name().into(),
             exports: exports
@@ -49,6 +46,23 @@ impl Data {
             turns: self.turns.count,
             pool,
             disks,
+        }
+    }
+
+    fn processes(&self) -> Processes {
+        let active = Some(Process { pid: std::process::id() });
+        let family = self.membership.as_ref().map(|one| one.processes).unwrap_or_default();
+        Processes { active, ..family }
+    }
+
+    fn takeover(&self) -> Takeover {
+        let not = |reason: &str| Takeover { ready: false, reason: reason.into() };
+        match &self.membership {
+            None => not("no partner is running"),
+            Some(_) if self.sockets.name() != "io_uring" => {
+                not("without io_uring nobody can tell how far a socket is")
+            }
+            Some(membership) => membership.takeover.clone(),
         }
     }
 

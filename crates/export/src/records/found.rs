@@ -9,11 +9,14 @@ use zerocopy::FromBytes;
 use super::link::walk;
 use super::request::{self, RequestState, progress};
 use super::{
-    DONE, EXECUTING_AT, Executing, MAGIC, Owner, RECORD_BYTES, REPLIES_MAX, REQUEST_BYTES, Records,
-    ReplyRecord, RequestRecord, STREAM_BYTES, SessionRecord, Shape, Stream, StreamPhase, seal,
+    CONNECTED_AT, CONNECTION_BYTES, DONE, EXECUTING_AT, Executing, MAGIC, Owner, RECORD_BYTES,
+    REPLIES_MAX, REQUEST_BYTES, Records, ReplyRecord, RequestRecord, SESSION_BYTES, STREAM_BYTES,
+    SessionRecord, Shape, Stream, StreamPhase, connection_words, seal,
 };
 use crate::budget::Lane;
+use crate::interface::SessionId;
 use crate::session::{BUFFER_BYTES, RECEIVE_RING_BYTES, SEND_RING_BYTES};
+use crate::slab::Key;
 
 /// Why the records of a dead process cannot be gone on with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +48,8 @@ pub(crate) struct FoundSession {
     pub slot: u32,
     pub stream: Stream,
     pub record: SessionRecord,
+    /// The number of its connection.
+    pub connection: u64,
     pub negotiation: Negotiation,
     pub replies: Vec<FoundReply>,
 }
@@ -77,6 +82,7 @@ pub struct FoundSessions {
     pub(crate) shape: Shape,
     pub(crate) numbers: Vec<u32>,
     pub(crate) executing: Executing,
+    connected: u64,
     pub(crate) sessions: Vec<FoundSession>,
     pub(crate) requests: Vec<FoundRequest>,
 }
@@ -143,6 +149,7 @@ impl FoundSessions {
         let mut found = FoundSessions {
             shape,
             numbers: vec![0; shape.sessions as usize],
+            connected: reader.words(CONNECTED_AT).map_or(0, |[word]| word),
             executing: executing.ok_or_else(|| damaged("whose request was being carried out"))?,
             sessions: Vec::new(),
             requests: Vec::new(),
@@ -156,6 +163,14 @@ impl FoundSessions {
         Ok(found)
     }
 
+    /// The last connection there was a session for. One with a higher number is new; one up to it
+    /// that has no session has been closed.
+    #[must_use]
+    pub fn connected_through(&self) -> u64 {
+        let last = self.sessions.iter().map(|session| session.connection).max();
+        self.connected.max(last.unwrap_or(0))
+    }
+
     /// Number of sessions there were.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -166,6 +181,14 @@ impl FoundSessions {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
+    }
+
+    /// The sessions, and the number of each one's connection.
+    pub fn connections(&self) -> impl Iterator<Item = (SessionId, u64)> + '_ {
+        self.sessions.iter().map(|session| {
+            let key = Key { slot: session.slot, generation: session.record.generation };
+            (SessionId(key), session.connection)
+        })
     }
 
     /// Keeps the pages of the sessions, before anybody takes one.
@@ -224,7 +247,14 @@ impl FoundSessions {
         let record = record.ok_or_else(|| wrong("its record does not verify"))?;
         let negotiation = Negotiation::from_record(&record.negotiation)
             .map_err(|_| wrong("its negotiation is none"))?;
-        let mut session = FoundSession { slot, stream, record, negotiation, replies: Vec::new() };
+        let connection_at = at + SESSION_BYTES - CONNECTION_BYTES;
+        let [connection, mark] = reader.words(connection_at).unwrap_or_default();
+        let is_known = [connection, mark] == connection_words(record.generation, connection);
+        if !is_known && stream.phase != StreamPhase::Closing {
+            return Err(wrong("its connection does not verify"));
+        }
+        let replies = Vec::new();
+        let mut session = FoundSession { slot, stream, record, connection, negotiation, replies };
         session.check(reader).ok_or_else(|| wrong("it contradicts itself"))?;
         if !session.is_closing() {
             session.replies = reader

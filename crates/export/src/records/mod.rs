@@ -3,7 +3,8 @@
 //! ```text
 //! 0      magic u64, sessions u32, requests u32, pages u32, reserved u32, checksum u64
 //! 64     executing u64: whose request is being carried out, a word of its own
-//! 4096   for each session 256 bytes: two streams of 64, two session records of 64
+//! 72     connected u64: the last connection there was a session for, a word of its own
+//! 4096   for each session 320 bytes: two streams of 64, two session records of 64, its connection
 //! ..     for each request 64 bytes
 //! ..     for each page of the arena a link of 8 bytes
 //! ```
@@ -26,6 +27,8 @@
 //!   change is to get is published before the store is asked ([`Requests`] is the disks' witness);
 //!   where its reply begins is published before the stream that queues the reply; the record is
 //!   freed after that. What a successor makes of each state is told in module `adopt`.
+//! - **A session has a connection from the first.** Whose socket it is is said before there is a
+//!   stream of it, by the number the connection has in every process of a family.
 //! - **A stream may be late**: what was taken and answered becomes true with the session's next
 //!   stream. That is published before the session's next request has a record, before an operation
 //!   of the session goes to the kernel, before the next completion is taken, and before pages are
@@ -53,18 +56,20 @@ pub(crate) use request::{DONE, LET_GO, RequestRecord, RequestState, Requests, Wi
 pub(crate) use session::SessionRecord;
 pub(crate) use stream::{Stream, StreamPhase};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"BOWLSES1");
+const MAGIC: u64 = u64::from_le_bytes(*b"BOWLSES2");
 const EXECUTING_AT: u32 = 64;
+const CONNECTED_AT: u32 = 72;
 const SESSIONS_AT: u32 = PAGE_BYTES;
 /// Bytes of all that is kept of one session here.
-const SESSION_BYTES: u32 = 256;
+const SESSION_BYTES: u32 = 320;
 const STREAM_BYTES: u32 = 64;
 const RECORD_BYTES: u32 = 64;
+const CONNECTION_BYTES: u32 = 64;
 const REQUEST_BYTES: u32 = 64;
 const LINK_BYTES: u32 = 8;
 
 const _: () = {
-    assert!(2 * STREAM_BYTES + 2 * RECORD_BYTES == SESSION_BYTES);
+    assert!(2 * STREAM_BYTES + 2 * RECORD_BYTES + CONNECTION_BYTES == SESSION_BYTES);
     assert!(size_of::<[u64; 8]>() as u32 == STREAM_BYTES);
     assert!(REPLIES_MAX as usize * size_of::<[u64; 4]>() == PAGE_BYTES as usize);
 };
@@ -134,6 +139,12 @@ fn seal(seed: u64, words: &[u64]) -> u32 {
     (XxHash3_64::oneshot_with_seed(seed, words.as_bytes()) >> 32) as u32
 }
 
+/// What is stored of a session's connection.
+fn connection_words(generation: u32, connection: u64) -> [u64; 2] {
+    let seal = seal(u64::from(generation), &[connection]);
+    [connection, u64::from(generation) | u64::from(seal) << 32]
+}
+
 /// All records but requests and links.
 pub(crate) struct Records {
     memory: Rc<Memory>,
@@ -160,6 +171,7 @@ impl Region {
         assert!(span.bytes() >= shape.bytes(), "the region for sessions is too small");
         memory.publish(&mut span, 0, 0);
         memory.publish(&mut span, EXECUTING_AT, 0);
+        memory.publish(&mut span, CONNECTED_AT, 0);
         for at in (SESSIONS_AT..shape.links_at()).step_by(PAGE_BYTES as usize) {
             memory.write(&mut span, at, &[0; PAGE_BYTES as usize]);
         }
@@ -238,6 +250,18 @@ impl Records {
         self.memory.publish(&mut self.span, at, mark);
     }
 
+    /// Says whose socket a session has. No stream of it is published yet.
+    pub fn connect(&mut self, slot: u32, generation: u32, connection: u64) {
+        let at = Records::session_at(slot) + SESSION_BYTES - CONNECTION_BYTES;
+        let words = connection_words(generation, connection);
+        self.memory.write(&mut self.span, at, words.as_bytes());
+    }
+
+    /// Notes that a connection has its session, or is refused one. Those before it had theirs.
+    pub fn connected(&mut self, connection: u64) {
+        self.memory.publish(&mut self.span, CONNECTED_AT, connection);
+    }
+
     /// The number of a session's last stream.
     pub fn number(&self, slot: u32) -> u32 {
         self.numbers[slot as usize]
@@ -309,6 +333,7 @@ mod tests {
             attempts_at: 0,
             carried: [0; 28],
         };
+        records.connect(0, record.generation, 1);
         records.store(0, false, &record);
         for first in [0, u32::MAX - 3] {
             records.numbers[0] = first;

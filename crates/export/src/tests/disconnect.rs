@@ -84,6 +84,6 @@ fn the_place_of_a_session_is_not_anothers_before_the_loop_has_closed_it() {
     let mut rig = Rig::roomy();
     let id = connect(&mut rig, "one", true);
     rig.server.received(&mut rig.disks, id, Ok(0));
-    let next = rig.server.accepted().unwrap();
+    let next = rig.server.accepted(7).unwrap();
     assert_ne!(next.slot(), id.slot(), "it has not been told to close it");
 }

@@ -184,10 +184,10 @@ fn there_are_only_so_many_sessions() {
     let mut rig = Rig::new(48 << 8, Options { sessions_max: 2, ..Options::default() });
     let first = connect(&mut rig, "one", false);
     connect(&mut rig, "one", false);
-    assert!(rig.server.accepted().is_err());
+    assert!(rig.server.accepted(0).is_err());
     rig.at(first).ended = true;
     rig.settle();
-    assert!(rig.server.accepted().is_ok());
+    assert!(rig.server.accepted(0).is_ok());
 }
 
 #[test]

@@ -56,6 +56,8 @@ pub struct Rig<V: Volume = MapVolume> {
     pub broken: Option<Broken>,
     pub deaths: u64,
     pub connections: BTreeMap<SessionId, Connection>,
+    /// The number of each one's connection.
+    numbers: BTreeMap<SessionId, u64>,
     pub random: Random,
     pub now: u64,
     /// Longest piece that moves at once.
@@ -121,6 +123,7 @@ impl<V: Volume> Rig<V> {
             broken: None,
             deaths: 0,
             connections: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             random: Random(1),
             now: 0,
             piece_bytes_max: u64::MAX,
@@ -137,7 +140,9 @@ impl<V: Volume> Rig<V> {
     }
 
     pub fn accept(&mut self) -> SessionId {
-        let id = self.server.accepted().unwrap();
+        let number = self.connections.len() as u64;
+        let id = self.server.accepted(number).unwrap();
+        self.numbers.insert(id, number);
         assert!(self.connections.insert(id, Connection::default()).is_none());
         id
     }
@@ -307,6 +312,11 @@ impl<V: Volume> Rig<V> {
             let region = whole.adopt(self.region).unwrap();
             let pages = Rc::new(RefCell::new(whole));
             let found = FoundSessions::read(&memory, &region)?;
+            for (session, number) in found.connections() {
+                // One whose process died accepting it has a number that nobody else knows.
+                let known = self.numbers.get(&session);
+                assert!(known.is_none_or(|known| *known == number), "whose socket is it?");
+            }
             found.keep(&mut pages.borrow_mut())?;
             volume = revive(volume, &pages);
             let mut disks = Disks::new(volume, Rc::clone(&pages));
@@ -343,6 +353,7 @@ impl<V: Volume> Rig<V> {
                         broken,
                         deaths,
                         connections: self.connections,
+                        numbers: self.numbers,
                         random: self.random,
                         now: self.now,
                         piece_bytes_max: self.piece_bytes_max,

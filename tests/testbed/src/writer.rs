@@ -1,12 +1,15 @@
 //! A client that writes until its server dies, and then judges the successor.
 
+#![allow(clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use bowline_testbed::history::{BLOCK_BYTES, Broken, History, mix};
-use bowline_testbed::nbd::{Address, Client, FUA, Request};
-use bowline_testbed::server::Crash;
+use crate::history::{BLOCK_BYTES, Broken, History, mix};
+use crate::nbd::{Address, Client, FUA, Request};
+use crate::server::Crash;
 
 use libc_numbers::{BROKEN_PIPE, CONNECTION_RESET, NO_ENTRY, REFUSED};
 
@@ -31,11 +34,14 @@ pub struct Habit {
 }
 
 impl Habit {
+    /// Never.
     pub const NEVER_FLUSHES: Habit =
         Habit { depth: 16, blocks_max: 16, flush_every: 0, fua: false };
     /// As many requests in flight as a connection has to bear.
     pub const DEEP: Habit = Habit { depth: DEEP, blocks_max: 4, flush_every: 100, fua: false };
+    /// Now and then.
     pub const FLUSHES: Habit = Habit { depth: 8, blocks_max: 4, flush_every: 32, fua: false };
+    /// Some of its writes are durable by themselves.
     pub const FUA: Habit = Habit { depth: 4, blocks_max: 64, flush_every: 0, fua: true };
     /// The order of such writes is known, so that a prefix can be judged.
     pub const ONE_BY_ONE: Habit = Habit { depth: 1, blocks_max: 1, flush_every: 23, fua: false };
@@ -47,10 +53,14 @@ pub struct Progress {
     writes: AtomicU64,
     deepest: AtomicUsize,
     is_stopping: AtomicBool,
+    is_leaving: AtomicBool,
+    /// The longest time that a connection with requests in flight heard nothing, in microseconds.
+    silence_max: AtomicU64,
 }
 
 impl Progress {
     /// Writes that were acknowledged.
+    #[must_use]
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
     }
@@ -61,11 +71,23 @@ impl Progress {
         self.is_stopping.store(true, Ordering::SeqCst);
     }
 
+    /// Writers wait for their last answers, and end.
+    pub fn leave(&self) {
+        self.is_leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// The longest time since the last call that a connection with requests in flight heard
+    /// nothing.
+    pub fn take_silence(&self) -> Duration {
+        Duration::from_micros(self.silence_max.swap(0, Ordering::Relaxed))
+    }
+
     fn is_end(&self, code: i32) -> bool {
         is_death(code) || (code == NO_ENTRY && self.is_stopping.load(Ordering::SeqCst))
     }
 
     /// The most requests that were in flight on one connection.
+    #[must_use]
     pub fn deepest(&self) -> usize {
         self.deepest.load(Ordering::Relaxed)
     }
@@ -92,6 +114,8 @@ struct InFlight {
 const FLUSH_COOKIE: u64 = u64::MAX;
 
 impl Writer {
+    /// One of this number, from 1: it has a region of the disk to itself.
+    #[must_use]
     pub fn new(writer: u32, habit: Habit, address: Address, export: &str, seed: u64) -> Writer {
         Writer {
             habit,
@@ -103,6 +127,7 @@ impl Writer {
     }
 
     /// Whether it keeps [`DEEP`] requests in flight.
+    #[must_use]
     pub fn is_deep(&self) -> bool {
         self.habit.depth >= DEEP
     }
@@ -116,7 +141,19 @@ impl Writer {
         self.random % below
     }
 
+    /// Writes until it is told to leave, on one connection, whatever becomes of processes.
+    ///
+    /// # Errors
+    /// If it notices anything.
+    pub fn live(&mut self, progress: &Progress) -> io::Result<()> {
+        let client = Client::connect(&self.address, &self.export)?;
+        self.write(client, &mut InFlight::default(), progress)
+    }
+
     /// Writes until the connection ends, which is how the death of a server looks.
+    ///
+    /// # Panics
+    /// If a request fails while the server lives.
     pub fn work(&mut self, progress: &Progress) {
         let mut flying = InFlight::default();
         let ended = Client::connect(&self.address, &self.export)
@@ -136,7 +173,12 @@ impl Writer {
     ) -> io::Result<()> {
         let mut since_flush = 0;
         loop {
-            while flying.writes.len() < self.habit.depth {
+            let is_leaving = progress.is_leaving.load(Ordering::Relaxed);
+            if is_leaving && flying.writes.is_empty() && flying.flush.is_none() {
+                client.disconnect();
+                return Ok(());
+            }
+            while !is_leaving && flying.writes.len() < self.habit.depth {
                 let flush_every = self.habit.flush_every;
                 if flush_every > 0 && since_flush >= flush_every && flying.flush.is_none() {
                     flying.flush = Some(self.history.covered());
@@ -150,7 +192,10 @@ impl Writer {
                 since_flush += 1;
             }
             progress.deepest.fetch_max(flying.writes.len(), Ordering::Relaxed);
+            let asked = Instant::now();
             let reply = client.receive()?;
+            let silence = asked.elapsed().as_micros() as u64;
+            progress.silence_max.fetch_max(silence, Ordering::Relaxed);
             assert_eq!(reply.error, 0, "a request was answered with error {}", reply.error);
             if reply.cookie == FLUSH_COOKIE {
                 let covered = flying.flush.take().expect("a flush is in flight");
@@ -184,6 +229,12 @@ impl Writer {
     }
 
     /// Reads everything back and holds it against what was promised; then goes on from there.
+    ///
+    /// # Errors
+    /// The first promise that was broken.
+    ///
+    /// # Panics
+    /// If the server is not there, or cannot read.
     pub fn judge(&mut self, crash: Crash) -> Result<(), Broken> {
         let mut client = Client::connect(&self.address, &self.export).expect("the server is back");
         let mut found = BTreeMap::new();

@@ -88,6 +88,14 @@ fn process(server: &Server, role: &str) -> Pid {
     Pid::from_raw(found.unwrap() as i32).unwrap()
 }
 
+/// How often a process has slept.
+fn sleeps(process: Pid) -> u64 {
+    let path = format!("/proc/{}/status", process.as_raw_nonzero());
+    let status = std::fs::read_to_string(path).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
 const HABITS: [Habit; 5] =
     [Habit::DEEP, Habit::DEEP, Habit::NEVER_FLUSHES, Habit::FLUSHES, Habit::FUA];
 
@@ -110,6 +118,12 @@ fn kill(roles: &[&str], rounds: u64) {
     let (median, longest) = (silences[silences.len() / 2], silences[silences.len() - 1]);
     println!("{rounds} deaths of {roles:?}, {acknowledged} writes");
     println!("silence {median:?} in the median, {longest:?} at most");
+    // Who is whole and has nothing to do sleeps, and does not look every millisecond.
+    let keeper = process(&server, "keeper");
+    let before = sleeps(keeper);
+    std::thread::sleep(Duration::from_millis(500));
+    let woken = sleeps(keeper) - before;
+    assert!(woken < 100, "the keeper woke {woken} times for nothing");
     server.stop().unwrap();
     server.check().unwrap();
 }

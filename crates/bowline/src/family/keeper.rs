@@ -54,7 +54,8 @@ pub fn keep(config: ServeConfig) -> Result<(), Problem> {
         passive: None,
         leaving: Vec::new(),
         short_lives: 0,
-        begin_at: None,
+        begin_at: Instant::now(),
+        is_told_to_stop: false,
         accept_at: None,
         forget_sessions: false,
         has_served: false,
@@ -96,8 +97,9 @@ struct Keeper {
     leaving: Vec<ServerProcess>,
     /// Servers in a row that ended soon, unasked.
     short_lives: u32,
-    /// When the missing server is to be started.
-    begin_at: Option<Instant>,
+    /// A server that is missing is not started before.
+    begin_at: Instant,
+    is_told_to_stop: bool,
     /// When connections are accepted again.
     accept_at: Option<Instant>,
     forget_sessions: bool,
@@ -119,7 +121,8 @@ impl Keeper {
             self.accept();
             self.hear_active();
             self.hear_passive();
-            if self.active.has_ended()
+            if self.active.stage != Stage::Gone
+                && self.active.has_ended()
                 && let Some(result) = self.active_ended()
             {
                 return result;
@@ -128,6 +131,9 @@ impl Keeper {
                 self.passive_ended();
             }
             self.bury();
+            if let Some(result) = self.begin_active() {
+                return result;
+            }
             self.begin_passive();
             self.give();
             self.tell();
@@ -139,7 +145,6 @@ impl Keeper {
         for mut process in std::mem::take(&mut self.leaving) {
             if process.has_ended() {
                 self.short_lives = lives(self.short_lives, &mut process);
-                self.begin_at = Some(Instant::now() + self.pause());
             } else {
                 self.leaving.push(process);
             }
@@ -147,7 +152,7 @@ impl Keeper {
     }
 
     /// Sleeps until something happens.
-    fn wait(&self) -> std::io::Result<()> {
+    fn wait(&mut self) -> std::io::Result<()> {
         let behind = |process: &ServerProcess| {
             let is_behind = process.next < self.next_number;
             if is_behind { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
@@ -156,14 +161,21 @@ impl Keeper {
         if self.accept_at.is_none() {
             asked.extend(self.listeners.iter().map(|one| PollFd::new(one, PollFlags::IN)));
         }
-        for process in std::iter::once(&self.active).chain(&self.passive) {
+        let active = Some(&self.active).filter(|active| active.stage != Stage::Gone);
+        for process in active.into_iter().chain(&self.passive) {
             asked.push(PollFd::from_borrowed_fd(process.channel.as_fd(), behind(process)));
             asked.push(PollFd::from_borrowed_fd(process.end(), PollFlags::IN));
         }
         for process in &self.leaving {
             asked.push(PollFd::from_borrowed_fd(process.end(), PollFlags::IN));
         }
-        let next = self.begin_at.into_iter().chain(self.accept_at).min();
+        let is_missing = match self.active.stage {
+            Stage::Gone => true,
+            Stage::Serving => self.passive.is_none(),
+            _ => false,
+        };
+        let begin_at = is_missing.then_some(self.begin_at);
+        let next = begin_at.into_iter().chain(self.accept_at).min();
         let timeout = next.map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec {
@@ -180,6 +192,8 @@ impl Keeper {
         if is_signalled {
             // Read, so that it is quiet until the next.
             let _ = rustix::io::read(&self.signals, &mut [0u8; 8]);
+            self.is_told_to_stop = true;
+            // One that is gone is not started again.
             let _ = self.active.send(&ToServer::Stop, &[]);
         }
         Ok(())
@@ -323,7 +337,23 @@ impl Keeper {
         // One that was about to stand by might think that it is armed.
         drop(self.passive.take());
         self.short_lives = lives(self.short_lives, &mut self.active);
-        std::thread::sleep(self.pause());
+        self.active.stage = Stage::Gone;
+        self.begin_at = Instant::now() + self.pause();
+        None
+    }
+
+    /// Starts an active where none is, if it is time. Returns the end of the family, if it is that.
+    fn begin_active(&mut self) -> Option<Result<(), Problem>> {
+        if self.active.stage != Stage::Gone {
+            return None;
+        }
+        if self.is_told_to_stop {
+            let what = "there is no server that could stop cleanly";
+            return Some(Err(Problem::new(Kind::Failed, what).next("start it again, and stop it")));
+        }
+        if Instant::now() < self.begin_at {
+            return None;
+        }
         match ServerProcess::start(false) {
             Ok(process) => self.active = process,
             Err(error) => return Some(Err(no_process(&error))),
@@ -340,7 +370,7 @@ impl Keeper {
             passive.kill();
             tracing::warn!(pid = passive.number(), fate = passive.fate(), "the passive has ended");
             self.short_lives = lives(self.short_lives, &mut passive);
-            self.begin_at = Some(Instant::now() + self.pause());
+            self.begin_at = Instant::now() + self.pause();
         }
     }
 
@@ -352,11 +382,11 @@ impl Keeper {
 
     /// Starts a passive where none is, if it is time.
     fn begin_passive(&mut self) {
-        let is_time = self.begin_at.is_none_or(|at| at <= Instant::now());
+        let is_time = self.begin_at <= Instant::now();
         if self.passive.is_some() || self.active.stage != Stage::Serving || !is_time {
             return;
         }
-        self.begin_at = None;
+        self.begin_at = Instant::now() + FIRST_PAUSE;
         let started = ServerProcess::start(false);
         self.passive = started.map_err(|error| tracing::error!(%error, "no passive")).ok();
         let handed = self.passive.is_none().then_some(Ok(()));

@@ -24,6 +24,8 @@ pub enum Stage {
     Serving,
     /// It closes the pool.
     Stopping,
+    /// It has ended, and another is to be started.
+    Gone,
 }
 
 /// A server process. Dropping it kills it and waits for its end.

@@ -101,6 +101,11 @@ const HABITS: [Habit; 5] =
 
 /// Kills processes of these roles at once, under load, again and again.
 fn kill(roles: &[&str], rounds: u64) {
+    kill_with_gaps(roles, rounds, Duration::ZERO);
+}
+
+/// The same, with up to so long between one and the next.
+fn kill_with_gaps(roles: &[&str], rounds: u64, gap: Duration) {
     let mut server = family();
     let clients = Clients::begin(&server, &HABITS);
     let mut silences = Vec::new();
@@ -108,7 +113,13 @@ fn kill(roles: &[&str], rounds: u64) {
         let processes: Vec<Pid> = roles.iter().map(|role| process(&server, role)).collect();
         clients.go_on(100 + mix(round ^ number("BOWLINE_KILL_SEED", 1)) % 3000);
         clients.progress.take_silence();
-        processes.iter().for_each(|one| kill_process(*one, Signal::KILL).unwrap());
+        for (at, one) in processes.iter().enumerate() {
+            if at > 0 && !gap.is_zero() {
+                let share = mix(round ^ 0x6a9 ^ number("BOWLINE_KILL_SEED", 1)) % 1000;
+                std::thread::sleep(gap * share as u32 / 1000);
+            }
+            kill_process(*one, Signal::KILL).unwrap();
+        }
         clients.go_on(500);
         silences.push(clients.progress.take_silence());
     }
@@ -144,6 +155,17 @@ fn nobody_notices_the_death_of_active_and_passive_at_once() {
     kill(&["passive", "active"], number("BOWLINE_TAKEOVER_ROUNDS", 10) / 2);
 }
 
+#[test]
+fn nobody_notices_the_death_of_the_keeper() {
+    let rounds = number("BOWLINE_TAKEOVER_ROUNDS", 10);
+    kill(&["keeper"], rounds / 2);
+    kill(&["keeper", "active"], rounds / 2);
+    kill(&["passive", "keeper"], rounds / 2);
+    // While the next keeper finds out what there is.
+    kill_with_gaps(&["keeper", "active"], rounds, Duration::from_millis(30));
+    kill_with_gaps(&["keeper", "passive"], rounds / 2, Duration::from_millis(30));
+}
+
 /// Connections that come, go and are cut off around a takeover, many of them idle.
 #[test]
 fn connections_that_come_and_go_are_neither_lost_nor_kept() {
@@ -158,10 +180,15 @@ fn connections_that_come_and_go_are_neither_lost_nor_kept() {
         for client in idle.drain(..40) {
             if round % 2 == 0 { client.disconnect() } else { drop(client) }
         }
-        let active = process(&server, "active");
+        let (active, keeper) = (process(&server, "active"), process(&server, "keeper"));
         let begun = (0..20).map(connect).collect::<Vec<_>>();
-        kill_process(active, Signal::KILL).unwrap();
-        // Nobody serves just now.
+        if round >= 2 {
+            kill_process(keeper, Signal::KILL).unwrap();
+        }
+        if round != 3 {
+            kill_process(active, Signal::KILL).unwrap();
+        }
+        // Nobody serves just now, or nobody accepts.
         idle.extend((0..20).map(connect));
         idle.extend(begun);
         for (at, client) in idle.iter_mut().enumerate() {

@@ -356,6 +356,8 @@ impl Server {
         if self.setup.kind != Kind::Bowline {
             return self.crash(Crash::Process);
         }
+        let pids = self.pids();
+        self.forget_killed()?;
         self.bowline(&["stop"])?;
         for child in &mut self.processes {
             let status = child.wait()?;
@@ -364,6 +366,22 @@ impl Server {
             }
         }
         self.processes.clear();
+        until("all processes end", Duration::from_secs(10), || !pids.iter().any(|&pid| runs(pid)))
+    }
+
+    /// Lets go of a process that was started here and that a test has killed since: others of its
+    /// family serve.
+    fn forget_killed(&mut self) -> Result<()> {
+        use std::os::unix::process::ExitStatusExt;
+        let mut living = Vec::new();
+        for mut child in self.processes.drain(..) {
+            match child.try_wait()? {
+                None => living.push(child),
+                Some(status) if status.signal() == Some(Signal::KILL.as_raw()) => {}
+                Some(status) => return Err(format!("bowline serve ended with {status}").into()),
+            }
+        }
+        self.processes = living;
         Ok(())
     }
 
@@ -483,6 +501,14 @@ impl Drop for Server {
             eprintln!("--- the server said:\n{log}---");
         }
     }
+}
+
+/// Whether a process is there and has not ended; nobody may ask how one has ended that belonged to
+/// a process that is dead, too.
+fn runs(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    // The state follows the name, which stands in brackets and may hold anything.
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
 }
 
 /// A port that was free a moment ago. Two tests in two processes rarely get the same.

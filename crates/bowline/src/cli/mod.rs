@@ -57,6 +57,9 @@ enum Verb {
     /// Be a server of a family; its keeper starts it
     #[command(hide = true)]
     Server,
+    /// Be the keeper of a family whose last one has died; the active server starts it
+    #[command(hide = true)]
+    Keeper,
     /// Pools: the file or device that disks live in
     #[command(subcommand)]
     Pool(pool::Pool),
@@ -123,6 +126,7 @@ fn run(verb: Verb, control: Option<PathBuf>, context: &Context) -> Result<Outcom
     match verb {
         Verb::Serve(serve) => serve.run(control),
         Verb::Server => serve::server(),
+        Verb::Keeper => serve::keeper(),
         Verb::Pool(pool) => pool.run(context),
         Verb::Disk(disk) => disk.run(context),
         Verb::Status => status::status(context),

@@ -115,6 +115,13 @@ pub fn server() -> Result<Outcome, Problem> {
     family::serve().map(|()| Outcome::Well)
 }
 
+/// `bowline keeper`: what an active starts whose keeper has died.
+pub fn keeper() -> Result<Outcome, Problem> {
+    logging::start();
+    allow_descriptors();
+    family::succeed().map(|()| Outcome::Well)
+}
+
 /// Where the pool is, where its sockets go, and how to make it if it may be made.
 fn place(named: Option<PathBuf>) -> Result<(PathBuf, PathBuf, Option<Embedded>), Problem> {
     let Some(path) = named else {

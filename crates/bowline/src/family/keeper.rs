@@ -9,10 +9,11 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 
+use super::heir::Heir;
 use super::message::{Role, Start, ToKeeper, ToServer};
-use super::process::{ServerProcess, Stage};
+use super::process::{ServerProcess, Stage, timespec};
 use crate::control::api::{Kind, Problem, Process, Processes, Takeover};
 use crate::control::service;
 use crate::server::config::ServeConfig;
@@ -42,28 +43,41 @@ pub fn keep(config: ServeConfig) -> Result<(), Problem> {
     let listeners = config.nbd.iter().map(Listener::bind).collect::<Result<_, _>>()?;
     let signals = service::signals()?;
     let active = ServerProcess::start(true).map_err(|error| no_process(&error))?;
-    let mut keeper = Keeper {
+    let known = Heir {
         config,
         locks,
         control,
         listeners,
-        signals,
         connections: BTreeMap::new(),
         next_number: 1,
         active,
         passive: None,
-        leaving: Vec::new(),
-        short_lives: 0,
-        begin_at: Instant::now(),
-        is_told_to_stop: false,
-        accept_at: None,
-        forget_sessions: false,
-        has_served: false,
-        told: None,
-        ended: None,
     };
-    let begun = keeper.hand(Role::Active);
-    begun.map_err(|error| no_process(&error))?;
+    let mut keeper = Keeper::new(known, signals);
+    keeper.hand(Role::Active).map_err(|error| no_process(&error))?;
+    let result = keeper.run();
+    drop((keeper, socket));
+    result
+}
+
+/// Takes the place of a keeper that has died, as the active wants it that started this process.
+///
+/// # Errors
+/// What is in the way, or what ended the last server.
+pub fn succeed() -> Result<(), Problem> {
+    // It was started by a link, which would be its name.
+    let _ = rustix::thread::set_name(c"bowline");
+    let found = super::heir::find_out().map_err(|error| {
+        Problem::new(Kind::Failed, "no keeper of a family").why(error.to_string())
+    })?;
+    let Some(known) = found else { return Ok(()) };
+    let socket = Removed(known.config.control.clone());
+    let mut keeper = Keeper::new(known, service::signals()?);
+    keeper.has_served = true;
+    keeper.is_passive_shared = keeper.passive.is_some();
+    if keeper.passive.as_ref().is_some_and(|passive| passive.stage == Stage::Serving) {
+        keeper.promote();
+    }
     let result = keeper.run();
     drop((keeper, socket));
     result
@@ -95,6 +109,8 @@ struct Keeper {
     passive: Option<ServerProcess>,
     /// Processes whose end nobody waits for.
     leaving: Vec<ServerProcess>,
+    /// The active has what a new keeper would need of the passive.
+    is_passive_shared: bool,
     /// Servers in a row that ended soon, unasked.
     short_lives: u32,
     /// A server that is missing is not started before.
@@ -112,6 +128,30 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(known: Heir, signals: OwnedFd) -> Keeper {
+        Keeper {
+            config: known.config,
+            locks: known.locks,
+            control: known.control,
+            listeners: known.listeners,
+            signals,
+            connections: known.connections,
+            next_number: known.next_number,
+            active: known.active,
+            passive: known.passive,
+            leaving: Vec::new(),
+            is_passive_shared: false,
+            short_lives: 0,
+            begin_at: Instant::now(),
+            is_told_to_stop: false,
+            accept_at: None,
+            forget_sessions: false,
+            has_served: false,
+            told: None,
+            ended: None,
+        }
+    }
+
     fn run(&mut self) -> Result<(), Problem> {
         self.give();
         loop {
@@ -153,8 +193,9 @@ impl Keeper {
 
     /// Sleeps until something happens.
     fn wait(&mut self) -> std::io::Result<()> {
+        let to_share = self.passive.as_ref().is_some_and(|one| one.stage == Stage::Warm);
         let behind = |process: &ServerProcess| {
-            let is_behind = process.next < self.next_number;
+            let is_behind = process.next < self.next_number || to_share;
             if is_behind { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
         };
         let mut asked = vec![PollFd::new(&self.signals, PollFlags::IN)];
@@ -177,11 +218,7 @@ impl Keeper {
         let begin_at = is_missing.then_some(self.begin_at);
         let next = begin_at.into_iter().chain(self.accept_at).min();
         let timeout = next.map(|at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            }
+            timespec(at.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
         });
         match poll(&mut asked, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -229,8 +266,11 @@ impl Keeper {
         if let Some(passive) = &mut self.passive {
             give(passive, &self.connections, all);
             if passive.next == all && passive.stage == Stage::Warm {
+                // If its keeper dies, another finds it by the active.
+                self.is_passive_shared = self.is_passive_shared || share(passive, &self.active);
                 // What follows reaches it first.
-                if passive.send(&ToServer::Armed, &[]).is_ok() {
+                let armed = ToServer::Armed { next: all };
+                if self.is_passive_shared && passive.send(&armed, &[]).is_ok() {
                     passive.stage = Stage::Armed;
                 }
             } else if passive.next < all && passive.stage == Stage::Armed {
@@ -243,7 +283,7 @@ impl Keeper {
         let active = &mut self.active;
         give(active, &self.connections, all);
         let has_all = active.next == all && active.stage == Stage::Begun;
-        if has_all && active.send(&ToServer::Armed, &[]).is_ok() {
+        if has_all && active.send(&ToServer::Armed { next: all }, &[]).is_ok() {
             active.stage = Stage::Armed;
         }
     }
@@ -275,7 +315,7 @@ impl Keeper {
                     self.forget_sessions = true;
                     tracing::error!(%problem, "clients have to connect anew");
                 }
-                ToKeeper::Warm => {}
+                ToKeeper::Warm | ToKeeper::Inherit(_) | ToKeeper::Told(_) => {}
             }
         }
     }
@@ -295,7 +335,11 @@ impl Keeper {
                 ToKeeper::Ended(Some(problem)) | ToKeeper::Damaged(problem) => {
                     tracing::error!(%problem, "the passive cannot stand by");
                 }
-                ToKeeper::Ended(None) | ToKeeper::Stopping | ToKeeper::Closed { .. } => {}
+                ToKeeper::Ended(None)
+                | ToKeeper::Stopping
+                | ToKeeper::Closed { .. }
+                | ToKeeper::Inherit(_)
+                | ToKeeper::Told(_) => {}
             }
         }
     }
@@ -387,6 +431,7 @@ impl Keeper {
             return;
         }
         self.begin_at = Instant::now() + FIRST_PAUSE;
+        self.is_passive_shared = false;
         let started = ServerProcess::start(false);
         self.passive = started.map_err(|error| tracing::error!(%error, "no passive")).ok();
         let handed = self.passive.is_none().then_some(Ok(()));
@@ -453,6 +498,13 @@ fn lives(before: u32, process: &mut ServerProcess) -> u32 {
         return before;
     }
     if process.begun.elapsed() < SHORT_LIFE { before + 1 } else { 0 }
+}
+
+/// Gives the active what a new keeper would need of the passive. Whether it has taken it.
+fn share(passive: &ServerProcess, active: &ServerProcess) -> bool {
+    let Some(roster) = &passive.roster else { return false };
+    let descriptors = [passive.channel.as_fd(), passive.end(), roster.as_fd()];
+    active.send(&ToServer::Passive { number: passive.number() }, &descriptors).is_ok()
 }
 
 /// Gives a server the connections it does not have, as far as it takes them.

@@ -12,8 +12,10 @@ use bowline_arena::{Fate, OwnerLock, Roster, Threads, Watched};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::MemfdFlags;
 
-use super::channel::Channel;
-use super::message::{Role, Start, ToKeeper, ToServer};
+use super::channel::{Channel, DESCRIPTORS_MAX};
+use super::message::{Role, Start, ToKeeper, ToServer, Told};
+use super::process::Known;
+use super::renewal::Renewal;
 use crate::control::api::{Kind, Problem, Processes, Takeover};
 use crate::control::service;
 use crate::server::config::{Listen, ServeConfig};
@@ -32,11 +34,15 @@ pub struct Handed {
 
 /// What a server of a family has, beside what every server has.
 pub struct Membership {
-    channel: Channel,
-    pool_lock: OwnedFd,
-    arena_lock: OwnedFd,
-    listeners: Vec<(Listen, OwnedFd)>,
+    pub(super) channel: Channel,
+    pub(super) config: ServeConfig,
+    pub(super) pool_lock: OwnedFd,
+    pub(super) arena_lock: OwnedFd,
+    pub(super) control: UnixListener,
+    pub(super) listeners: Vec<(Listen, OwnedFd)>,
     roster: Roster,
+    /// Where the roster lies.
+    pub(super) roster_file: File,
     /// Connections whose sessions nobody here has begun or taken over, by number.
     pub connections: BTreeMap<u64, Handed>,
     /// The records of sessions are not to be believed.
@@ -49,9 +55,16 @@ pub struct Membership {
     pub takeover: Takeover,
     /// Somebody wants the server to end.
     pub is_told_to_stop: bool,
+    /// A keeper that wants to be told of connections: who, and from which number.
+    pub asked: Option<(u32, u64)>,
+    /// The first number that no connection had yet, as far as is known here.
+    next: u64,
+    /// Who stands by for this active.
+    pub(super) passive: Option<Known>,
     /// The passive watches the active from now on.
     is_armed: bool,
-    is_keeper_gone: bool,
+    /// How a keeper that has gone is replaced.
+    pub(super) renewal: Renewal,
 }
 
 impl AsFd for Membership {
@@ -114,7 +127,7 @@ impl Membership {
         while !self.is_armed {
             poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], None)?;
             self.hear();
-            if self.is_keeper_gone {
+            if !self.has_keeper() {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         }
@@ -127,11 +140,15 @@ impl Membership {
                 if let Some(socket) = descriptors.pop() {
                     self.connections.insert(number, Handed { listener, socket });
                 }
+                self.next = self.next.max(number + 1);
             }
             ToServer::Gone { number } => drop(self.connections.remove(&number)),
-            ToServer::Armed => self.is_armed = true,
+            ToServer::Armed { next } => (self.is_armed, self.next) = (true, self.next.max(next)),
+            ToServer::Passive { number } => self.passive = known(number, descriptors),
+            ToServer::Tell { asker, from } => self.asked = Some((asker, from)),
             ToServer::Family(processes, takeover) => {
                 (self.processes, self.takeover) = (processes, takeover);
+                self.renewal.is_done();
             }
             ToServer::Stop => self.is_told_to_stop = true,
             ToServer::Start(_) => {}
@@ -139,17 +156,54 @@ impl Membership {
     }
 
     fn keeper_has_gone(&mut self, error: &std::io::Error) {
-        if !std::mem::replace(&mut self.is_keeper_gone, true) {
-            tracing::error!(%error, "the keeper has gone: no connection is accepted any more");
-            self.processes.keeper = None;
-            self.takeover = Takeover { ready: false, reason: "the keeper has gone".into() };
+        if self.renewal.is_needed() {
+            return;
         }
+        tracing::warn!(%error, "the keeper has gone");
+        self.renewal.begin();
+        self.processes.keeper = None;
+        self.takeover = Takeover { ready: false, reason: "the keeper has gone".into() };
     }
 
     /// Whether there is a keeper that may say something.
     pub fn has_keeper(&self) -> bool {
-        !self.is_keeper_gone
+        !self.renewal.is_needed()
     }
+
+    /// Answers a keeper that has asked for connections, of which these are all.
+    pub fn answer(&self, asked: (u32, u64), all: &BTreeMap<u64, (usize, BorrowedFd<'_>)>) {
+        let (asker, from) = asked;
+        let mut connections = Vec::new();
+        let mut sockets = Vec::new();
+        let mut rest = None;
+        for (&number, &(listener, socket)) in all.range(from..) {
+            if sockets.len() == DESCRIPTORS_MAX {
+                rest = Some(number);
+                break;
+            }
+            connections.push((number, listener));
+            sockets.push(socket);
+        }
+        let told = Told { asker, connections, rest, next: self.next, is_armed: self.is_armed };
+        if let Err(error) = self.channel.send(&ToKeeper::Told(told), &sockets) {
+            tracing::error!(%error, "the keeper cannot be told what there is");
+        }
+    }
+
+    /// As [`Membership::answer`], while nobody is served here.
+    fn answer_as_passive(&mut self) {
+        if let Some(asked) = self.asked.take() {
+            let all = self.connections.iter();
+            let all = all.map(|(&number, one)| (number, (one.listener, one.socket.as_fd())));
+            self.answer(asked, &all.collect());
+        }
+    }
+}
+
+/// The passive, by what the keeper handed over.
+fn known(number: u32, descriptors: Vec<OwnedFd>) -> Option<Known> {
+    let [channel, process, roster] = descriptors.try_into().ok()?;
+    Some(Known { number, process, channel: Channel::over(channel), roster })
 }
 
 /// Runs as a server of the family whose keeper has given this process a channel as its standard
@@ -171,7 +225,7 @@ pub fn serve() -> Result<(), Problem> {
     let _enrolled = roster.enrol().map_err(failed)?;
     channel.send(&ToKeeper::Roster, &[file.as_fd()]).map_err(failed)?;
     let (start, descriptors) = first(&channel).map_err(failed)?;
-    let result = begin(channel, roster, start, descriptors);
+    let result = begin(channel, (roster, file), start, descriptors);
     result.map_err(|(problem, membership)| {
         if let Some(membership) = membership {
             membership.tell(&ToKeeper::Ended(Some(problem.clone())));
@@ -196,7 +250,7 @@ type Failure = (Problem, Option<Box<Membership>>);
 
 fn begin(
     channel: Channel,
-    roster: Roster,
+    (roster, roster_file): (Roster, File),
     start: Box<Start>,
     descriptors: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
@@ -213,18 +267,24 @@ fn begin(
     }
     let mut membership = Box::new(Membership {
         channel,
+        config,
         pool_lock,
         arena_lock,
+        control,
         listeners: places,
         roster,
+        roster_file,
         connections: BTreeMap::new(),
         forgets_sessions: forget_sessions,
         takes_over_since: None,
         processes: Processes::default(),
         takeover: Takeover { ready: false, reason: "no passive yet".into() },
         is_told_to_stop: false,
+        asked: None,
+        next: 1,
+        passive: None,
         is_armed: false,
-        is_keeper_gone: false,
+        renewal: Renewal::default(),
     });
     if role == Role::Active {
         if let Err(error) = membership.hear_all() {
@@ -233,21 +293,25 @@ fn begin(
         }
     } else {
         let watched = next()?;
-        match stand_by(&mut membership, &config, File::from(watched)) {
+        match stand_by(&mut membership, File::from(watched)) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(problem) => return Err((problem, Some(membership))),
         }
     }
-    lead(config, membership, control)
+    lead(membership)
 }
 
 /// Serves as the active.
-fn lead(
-    config: ServeConfig,
-    membership: Box<Membership>,
-    control: UnixListener,
-) -> Result<(), Failure> {
+fn lead(membership: Box<Membership>) -> Result<(), Failure> {
+    let config = membership.config.clone();
+    let control = match membership.control.try_clone() {
+        Ok(control) => control,
+        Err(error) => {
+            let problem = Problem::new(Kind::Failed, "no control plane").why(error.to_string());
+            return Err((problem, Some(membership)));
+        }
+    };
     let server = Server::open_in(config, membership)?;
     let run = |server: Server| -> Result<(), Problem> {
         let (asker, commands) = command::channel()?;
@@ -263,7 +327,6 @@ fn lead(
 /// for.
 fn stand_by(
     membership: &mut Membership,
-    config: &ServeConfig,
     roster: File,
 ) -> Result<bool, Problem> {
     let failed = |error: std::io::Error| {
@@ -272,7 +335,7 @@ fn stand_by(
     let watched = Arc::new(Watched::open(&roster).map_err(failed)?);
     let ended = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     let ended = Arc::new(ended);
-    let header = crate::server::pool::header(&config.pool)?;
+    let header = crate::server::pool::header(&membership.config.pool)?;
     membership.tell(&ToKeeper::Warm);
     let mut is_watching = false;
     loop {
@@ -287,6 +350,7 @@ fn stand_by(
         let has_ended = asked.first().is_some_and(|one| !one.revents().is_empty());
         drop(asked);
         membership.hear();
+        membership.answer_as_passive();
         if has_ended {
             break;
         }
@@ -306,7 +370,7 @@ fn stand_by(
         }
     }
     // Nothing runs any more that could remove it, or make it.
-    Ok(bowline_arena::owner(&config.arena, header.pool.0).is_some())
+    Ok(bowline_arena::owner(&membership.config.arena, header.pool.0).is_some())
 }
 
 /// Begins to wait for the end of the active. The thread that waits touches nothing of the pool's,

@@ -28,6 +28,36 @@ pub struct Start {
     pub forget_sessions: bool,
 }
 
+/// What the active gives a keeper that it has started in place of one that died. Beside it: the
+/// locks of pool and arena, the listener of the control plane, the active's process and roster, the
+/// channel to the passive with its process and roster, and the listeners of clients in order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Inheritance {
+    /// What servers are started with.
+    pub config: ServeConfig,
+    /// Where clients connect.
+    pub listeners: Vec<Listen>,
+    /// The number of the active's process.
+    pub active: u32,
+    /// That of the passive's, if there is one.
+    pub passive: Option<u32>,
+}
+
+/// Some of the connections a server has. Beside it: their sockets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    /// Who has asked.
+    pub asker: u32,
+    /// Their numbers, ascending, and by which listener they came.
+    pub connections: Vec<(u64, usize)>,
+    /// There are more from this number.
+    pub rest: Option<u64>,
+    /// The first number that this server has not been given.
+    pub next: u64,
+    /// It is the active, or has been told to watch it.
+    pub is_armed: bool,
+}
+
 /// From the keeper to a server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToServer {
@@ -47,7 +77,23 @@ pub enum ToServer {
     },
     /// It has been given all connections there are: an active begins, a passive watches the active
     /// from now on.
-    Armed,
+    Armed {
+        /// The number of the next.
+        next: u64,
+    },
+    /// Who stands by, for the active. Beside it: another copy of the keeper's end of its channel,
+    /// its process, and its roster.
+    Passive {
+        /// The number of its process.
+        number: u32,
+    },
+    /// A new keeper asks for connections.
+    Tell {
+        /// Its process.
+        asker: u32,
+        /// From which number.
+        from: u64,
+    },
     /// How the family is, for status.
     Family(Processes, Takeover),
     /// The server is to end cleanly.
@@ -59,6 +105,10 @@ pub enum ToServer {
 pub enum ToKeeper {
     /// It has begun; its roster is beside the message.
     Roster,
+    /// What a new keeper needs.
+    Inherit(Box<Inheritance>),
+    /// The answer to a new keeper's question.
+    Told(Told),
     /// The passive has all it needs.
     Warm,
     /// It is the active, and serves.

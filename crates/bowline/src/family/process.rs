@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::channel::Channel;
@@ -30,7 +31,9 @@ pub enum Stage {
 
 /// A server process. Dropping it kills it and waits for its end.
 pub struct ServerProcess {
-    child: Child,
+    /// Its process, if this one has started it.
+    child: Option<Child>,
+    number: u32,
     descriptor: OwnedFd,
     pub channel: Channel,
     /// What tells of its threads, once it has said so.
@@ -69,7 +72,8 @@ impl ServerProcess {
             }
         };
         Ok(ServerProcess {
-            child,
+            number: child.id(),
+            child: Some(child),
             descriptor,
             channel,
             roster: None,
@@ -79,8 +83,22 @@ impl ServerProcess {
         })
     }
 
+    /// A server that another keeper has started, with its roster.
+    pub fn found(known: Known, stage: Stage, next: u64) -> ServerProcess {
+        ServerProcess {
+            child: None,
+            number: known.number,
+            descriptor: known.process,
+            channel: known.channel,
+            roster: Some(known.roster),
+            stage,
+            next,
+            begun: Instant::now(),
+        }
+    }
+
     pub fn number(&self) -> u32 {
-        self.child.id()
+        self.number
     }
 
     /// Readable when the process has ended.
@@ -89,17 +107,31 @@ impl ServerProcess {
     }
 
     pub fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
+        match &mut self.child {
+            Some(child) => matches!(child.try_wait(), Ok(Some(_))),
+            None => has_ended(&self.descriptor, Some(Duration::ZERO)),
+        }
+    }
+
+    /// Waits for its end. How it ended is told to the process that has started it.
+    fn wait(&mut self) -> Option<ExitStatus> {
+        match &mut self.child {
+            Some(child) => child.wait().ok(),
+            None => {
+                has_ended(&self.descriptor, None);
+                None
+            }
+        }
     }
 
     /// How it ended, in words.
     pub fn fate(&mut self) -> String {
-        self.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+        self.wait().map_or_else(|| "nobody was told how".into(), |status| status.to_string())
     }
 
-    /// Whether somebody killed it.
+    /// Whether somebody killed it, as far as is known.
     pub fn was_killed(&mut self) -> bool {
-        self.child.wait().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()))
+        self.wait().is_none_or(|status| status.signal() == Some(Signal::KILL.as_raw()))
     }
 
     pub fn kill(&mut self) {
@@ -120,6 +152,48 @@ impl ServerProcess {
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.kill();
-        let _ = self.child.wait();
+        self.wait();
     }
+}
+
+/// A server that another keeper has started, as far as it is known.
+pub struct Known {
+    pub number: u32,
+    /// Readable when it has ended.
+    pub process: OwnedFd,
+    pub channel: Channel,
+    pub roster: OwnedFd,
+}
+
+impl Known {
+    /// Whether its process has ended.
+    pub fn has_ended(&self) -> bool {
+        has_ended(&self.process, Some(Duration::ZERO))
+    }
+
+    /// Ends its process, and waits until that has happened.
+    pub fn kill(&self) {
+        // Fails only if it has ended.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+        has_ended(&self.process, None);
+    }
+}
+
+/// Whether a process ends within a time.
+fn has_ended(process: &OwnedFd, limit: Option<Duration>) -> bool {
+    let limit = limit.map(timespec);
+    let mut asked = [PollFd::new(process, PollFlags::IN)];
+    loop {
+        match poll(&mut asked, limit.as_ref()) {
+            Ok(count) => return count > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// A time to wait, as the system wants it.
+pub fn timespec(limit: Duration) -> Timespec {
+    let tv_sec = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+    Timespec { tv_sec, tv_nsec: limit.subsec_nanos().into() }
 }

@@ -1,5 +1,6 @@
 //! A server that goes on with the sessions of one that died, and what its keeper tells it.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bowline_arena::{SharedPages, Span};
@@ -141,15 +142,47 @@ impl Data {
         membership.hear();
         let connections = std::mem::take(&mut membership.connections);
         let stops = std::mem::take(&mut membership.is_told_to_stop);
+        let asked = membership.asked.take();
         for (number, Handed { listener, socket }) in connections {
             self.begin_session(number, listener, socket);
+        }
+        if let Some(asked) = asked {
+            self.tell_connections(asked);
         }
         if stops {
             self.stop(Reply::nobody());
         }
+        self.listen_to_keeper();
+    }
+
+    /// Listens to the keeper, if there is one.
+    pub(super) fn listen_to_keeper(&mut self) {
         let Some(membership) = &self.membership else { return };
         if membership.has_keeper() {
             self.sockets.watch_listener(self.listeners.len(), membership.as_fd());
+        }
+    }
+
+    /// A keeper that has died is replaced when it is time.
+    pub(super) fn renew_keeper(&mut self) {
+        // One that is about to close the pool needs none.
+        let is_stopping = self.stopping.is_some();
+        let Some(membership) = self.membership.as_mut().filter(|_| !is_stopping) else { return };
+        if membership.renew_keeper() {
+            self.listen_to_keeper();
+        }
+    }
+
+    /// Tells a new keeper of connections.
+    fn tell_connections(&self, asked: (u32, u64)) {
+        let mut all = BTreeMap::new();
+        for (session, number, listener) in self.open_sessions() {
+            if let Some(socket) = self.sockets.socket(session) {
+                all.insert(number, (listener, socket));
+            }
+        }
+        if let Some(membership) = &self.membership {
+            membership.answer(asked, &all);
         }
     }
 }

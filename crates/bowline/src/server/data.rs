@@ -86,7 +86,7 @@ pub enum End {
 }
 
 /// Where the end of the server stands.
-struct Stopping {
+pub(super) struct Stopping {
     replies: Vec<Reply<()>>,
     /// Who asked for a new beginning.
     reopen: Option<Reply<PoolStatus>>,
@@ -130,7 +130,7 @@ pub struct Data {
     clock: Clock,
     now: Micros,
     spin: Spin,
-    stopping: Option<Stopping>,
+    pub(super) stopping: Option<Stopping>,
     /// The last connection's number, where no keeper numbers them.
     connected: u64,
     /// The family this server belongs to, if it does.
@@ -223,9 +223,7 @@ impl Data {
     pub fn run(mut self, commands: &Commands) -> Result<End, Problem> {
         match &self.membership {
             // Its keeper's messages come as connections do.
-            Some(membership) => {
-                self.sockets.watch_listener(self.listeners.len(), membership.as_fd());
-            }
+            Some(_) => self.listen_to_keeper(),
             None => {
                 for (index, listener) in self.listeners.iter().enumerate() {
                     self.sockets.watch_listener(index, listener.as_fd());
@@ -284,6 +282,7 @@ impl Data {
         self.act();
         self.watch_scrub();
         self.answer_resuming();
+        self.renew_keeper();
         self.watch_conditions(was_active, self.now);
         (was_active, is_moving)
     }
@@ -422,8 +421,15 @@ impl Data {
             self.clock.take_alarm(),
             self.watch.due,
         ];
-        let first = deadlines.into_iter().flatten().min()?;
-        Some(Duration::from_micros(first.0.saturating_sub(self.clock.now().0)))
+        let first = deadlines.into_iter().flatten().min();
+        let first = first.map(|at| Duration::from_micros(at.0.saturating_sub(self.clock.now().0)));
+        let renewal = self.membership.as_ref().and_then(|one| one.renewal_in());
+        first.into_iter().chain(renewal).min()
+    }
+
+    /// The sessions that are open, with the number of each one's connection and its listener.
+    pub(super) fn open_sessions(&self) -> impl Iterator<Item = (SessionId, u64, usize)> {
+        self.open.iter().flatten().map(|one| (one.session, one.number, one.listener))
     }
 
     /// Begins to stop: replies leave, then connections are closed, then the pool.

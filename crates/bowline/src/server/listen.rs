@@ -72,6 +72,18 @@ impl Listener {
         }
     }
 
+    /// A socket whose keeper has died: the file of a Unix socket goes with this listener.
+    #[must_use]
+    pub fn inherited(address: Listen, socket: OwnedFd) -> Listener {
+        let mut listener = Listener::handed(address, socket);
+        if let (Listen::Unix(path), Socket::Unix(_, file)) =
+            (&listener.address, &mut listener.socket)
+        {
+            *file = Some(path.clone());
+        }
+        listener
+    }
+
     /// A socket that another process has bound.
     #[must_use]
     pub fn handed(address: Listen, socket: OwnedFd) -> Listener {

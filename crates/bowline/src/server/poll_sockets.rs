@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -40,9 +40,8 @@ struct Watch {
 
 impl Watch {
     fn start(&mut self, descriptor: BorrowedFd<'_>, from: Option<Instant>) {
-        if self.descriptor.is_none() {
-            self.descriptor = descriptor.try_clone_to_owned().ok();
-        }
+        // It may be another than before.
+        self.descriptor = descriptor.try_clone_to_owned().ok();
         (self.from, self.on) = (from, self.descriptor.is_some());
     }
 }
@@ -110,6 +109,11 @@ impl PollSockets {
 
     fn line(&mut self, session: SessionId) -> Option<&mut Line> {
         self.lines.get_mut(session.slot() as usize)?.as_mut()
+    }
+
+    pub(super) fn socket_of(&self, session: SessionId) -> Option<BorrowedFd<'_>> {
+        let line = self.lines.get(session.slot() as usize)?.as_ref()?;
+        Some(line.socket.as_fd())
     }
 
     pub(super) fn carry_out(&mut self, action: Action) -> Option<Closed> {

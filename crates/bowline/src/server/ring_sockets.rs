@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -98,8 +98,12 @@ impl RingSockets {
     }
 
     fn socket(&self, session: SessionId) -> RawFd {
+        self.socket_of(session).map_or(-1, |socket| socket.as_raw_fd())
+    }
+
+    pub(super) fn socket_of(&self, session: SessionId) -> Option<BorrowedFd<'_>> {
         let socket = self.sockets.get(session.slot() as usize).and_then(Option::as_ref);
-        socket.map_or(-1, AsRawFd::as_raw_fd)
+        socket.map(AsFd::as_fd)
     }
 
     pub(super) fn carry_out(&mut self, action: Action) -> Option<Closed> {

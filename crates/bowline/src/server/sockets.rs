@@ -89,6 +89,15 @@ impl Sockets {
         either!(self, sockets => sockets.open(session, socket));
     }
 
+    /// The socket of a session.
+    #[must_use]
+    pub fn socket(&self, session: SessionId) -> Option<BorrowedFd<'_>> {
+        match self {
+            Sockets::Ring(sockets) => sockets.socket_of(session),
+            Sockets::Poll(sockets) => sockets.socket_of(session),
+        }
+    }
+
     /// Does what a session wants, or begins to.
     pub fn carry_out(&mut self, action: Action) -> Option<Closed> {
         either!(self, sockets => sockets.carry_out(action))

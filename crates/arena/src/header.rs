@@ -19,7 +19,7 @@ use crate::{Memory, PAGE_BYTES, Part, Span};
 /// Bytes of the header.
 pub(crate) const HEADER_BYTES: u32 = 4 * PAGE_BYTES;
 /// Version of everything in an arena file: header, and the store's and sessions' records in it.
-pub const ARENA_LAYOUT: u32 = 3;
+pub const ARENA_LAYOUT: u32 = 4;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"BOWLARNA");
 const CURRENT: u32 = PAGE_BYTES;

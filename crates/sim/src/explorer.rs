@@ -72,6 +72,7 @@ pub fn explore<S: Subject>(seed: u64, what: &Exploration) -> Result<Coverage, Vi
         slots: 60,
         medium_blocks: 32 * 60 + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
+        in_place: seed.is_multiple_of(2),
         checkpoint_bytes: 256 << 10,
         broken: what.broken.clone(),
         seed,
@@ -203,6 +204,10 @@ impl Ground<'_> {
             self.coverage.hit("prefixes with an unreplied change");
         }
         if self.random.one_in(16) {
+            if successor.goes_on_in_place() {
+                // It has flushed nothing yet.
+                successor.close()?;
+            }
             successor.end(Crash::Host, Crash::Clean);
             let opened = guarded(|| S::open(&successor.host, self.setup, false));
             let Ok(Ok(subject)) = opened else {

@@ -22,6 +22,7 @@ pub fn lie<S: Subject>(seed: u64) -> Result<Coverage, Violation> {
         slots: 60,
         medium_blocks: 32 * 60 + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
+        in_place: seed.is_multiple_of(2),
         checkpoint_bytes: 1 << 20,
         broken: None,
         seed,

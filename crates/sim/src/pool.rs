@@ -8,7 +8,7 @@ use bowline_arena::{Pages, SharedPages};
 use bowline_store::{
     ArenaRegion, BlockState, Broken, CreateOptions, Disk, DiskId, Durability, Event, Lba, Micros,
     Payload, PoolId, PoolState, Provision, Refused, ScrubState, Store, StoreError, StoreOptions,
-    Ticket, create,
+    Ticket, create, index_bytes,
 };
 
 use crate::media::SimMedia;
@@ -38,6 +38,8 @@ pub const BROKEN_HEALING: &[&str] =
     &["heal-trusts-medium", "heal-without-root", "heal-answers-early"];
 
 const CONTROL_PAGES: u32 = 64;
+/// Bytes for changes of the map.
+const DELTA_BYTES: usize = 128 << 10;
 const EXTENTS_MAX: usize = 32;
 
 /// An open pool on a simulated device.
@@ -82,6 +84,8 @@ fn broken(setup: &Setup) -> Vec<Broken> {
         Some("renumber-checkpoint") => Broken::RenumberCheckpoint,
         Some("rewrite-nothing") => Broken::RewriteNothing,
         Some("heal-answers-early") => Broken::HealAnswersEarly,
+        Some("repeat-nothing") => Broken::RepeatNothing,
+        Some("forget-frozen") => Broken::ForgetFrozen,
         _ => return Vec::new(),
     };
     vec![mode]
@@ -102,6 +106,7 @@ impl Subject for Pool {
         "slots compacted",
         "slots freed",
         "batches adopted",
+        "went on in place",
         "batches replayed",
         "blocks read from the arena",
     ];
@@ -122,10 +127,14 @@ impl Subject for Pool {
         let mut pages = Pages::whole(host.memory.clone());
         let no_page = || OpenError::Other("no page".into());
         let control = pages.take(CONTROL_PAGES).ok_or_else(no_page)?;
+        let index_pages = (index_bytes(DELTA_BYTES) / PAGE as u64) as u32;
+        let index = setup.in_place.then(|| pages.take(index_pages).ok_or_else(no_page));
+        let index = index.transpose()?;
         let pages = Rc::new(RefCell::new(pages));
-        let region = ArenaRegion { control, pages: pages.clone(), is_fresh: host.is_fresh };
+        let is_fresh = host.is_fresh;
+        let region = ArenaRegion { control, index, pages: pages.clone(), is_fresh };
         let options = StoreOptions {
-            delta_bytes: 128 << 10,
+            delta_bytes: DELTA_BYTES,
             map_frames: 24,
             checkpoint_log_bytes: Some(setup.checkpoint_bytes),
             boot: u128::from(host.boot),
@@ -324,6 +333,7 @@ impl Subject for Pool {
             ("slots compacted", counters.slots_compacted),
             ("slots freed", counters.slots_freed),
             ("batches adopted", counters.batches_adopted),
+            ("went on in place", counters.went_on_in_place),
             ("batches replayed", counters.batches_replayed),
             ("blocks read from the arena", counters.reads_from_arena),
             ("heals", counters.heals),

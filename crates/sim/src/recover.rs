@@ -129,7 +129,7 @@ impl<S: Subject> Simulation<'_, S> {
         Ok(())
     }
 
-    fn close(&mut self) -> Result<Crash, Violation> {
+    pub(crate) fn close(&mut self) -> Result<Crash, Violation> {
         let Some(subject) = self.subject.take() else { return Ok(Crash::Process) };
         let is_good = subject.health() == Health::Good;
         match guarded(|| subject.close()) {
@@ -244,11 +244,17 @@ impl<S: Subject> Simulation<'_, S> {
         self.coverage.add("changes lost lawfully", self.model.replied().saturating_sub(number));
         self.coverage
             .add("changes kept without a promise", number - self.model.promised().min(number));
-        let durable =
-            if lost || self.options.adopted_is_durable { number } else { self.model.promised() };
+        // Who reads the log flushes it; who goes on in place has flushed nothing.
+        let is_flushed = self.options.adopted_is_durable && !self.goes_on_in_place();
+        let durable = if lost || is_flushed { number } else { self.model.promised() };
         self.model.settle(number, durable);
         self.trace("judged", || format!("the pool is as of {number}"));
         self.judge_counts()
+    }
+
+    pub(crate) fn goes_on_in_place(&self) -> bool {
+        let counts = self.subject.as_ref().map(S::counters).unwrap_or_default();
+        counts.iter().any(|(name, count)| *name == "went on in place" && *count > 0)
     }
 
     /// What the subject says of how much data each disk holds, against what it does hold.

@@ -169,6 +169,7 @@ pub fn run_seed<'a, S: Subject>(
         slots,
         medium_blocks: slot_blocks * slots + POOL_HEAD_BLOCKS,
         arena_bytes: 4 << 20,
+        in_place: seed.is_multiple_of(2),
         checkpoint_bytes: random.between(256 << 10, 2 << 20),
         broken: options.broken.clone(),
         seed,

@@ -22,6 +22,8 @@ pub struct Setup {
     pub arena_bytes: u64,
     /// Bytes of log after which a checkpoint begins.
     pub checkpoint_bytes: u64,
+    /// Whether who is killed leaves enough for a successor to go on in place.
+    pub in_place: bool,
     /// A behaviour broken on purpose, by name.
     pub broken: Option<String>,
     /// Randomness for the subject's own identities.

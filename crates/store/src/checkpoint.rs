@@ -55,10 +55,10 @@ enum Phase {
 pub(crate) struct Frozen {
     /// Its number. A checkpoint that is taken up again keeps it: what came free after the freeze is
     /// needed for replay until the next one.
-    begun: u64,
-    position: Position,
-    seq: Seq,
-    catalogue: Catalogue,
+    pub begun: u64,
+    pub position: Position,
+    pub seq: Seq,
+    pub catalogue: Catalogue,
 }
 
 impl Frozen {
@@ -133,13 +133,14 @@ impl<M: Media> Store<M> {
             None => {
                 self.log.close_batch();
                 let pages = self.pages_max(0);
-                if !self.map.freeze() {
+                let position = self.log.position();
+                if !self.map.freeze(position, self.seq) {
                     return false;
                 }
+                self.note_segment();
                 self.frozen_pages = pages;
                 self.shape.resized = 0;
                 self.bytes_since_checkpoint = 0;
-                let position = self.log.position();
                 self.checkpoints_begun += 1;
                 let begun = self.checkpoints_begun;
                 Frozen { begun, position, seq: self.seq, catalogue: self.catalogue.clone() }
@@ -419,6 +420,9 @@ impl<M: Media> Store<M> {
         self.map.lineages.extend(folded);
         self.options.give_up.clear();
         self.map.thaw();
+        if let Some(index) = &mut self.map.index {
+            index.confirm(self.root.epoch.0);
+        }
         for (segment, indices) in std::mem::take(&mut checkpoint.fold.dying) {
             for index in indices {
                 self.segments.clear_live(crate::tables::Entry::page(segment, index, 0));

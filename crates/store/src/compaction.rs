@@ -267,9 +267,12 @@ impl<M: Media> Store<M> {
 
     fn commit_moves(&mut self, job: &mut Job) -> Step {
         let count = job.moves.len().min(MOVES_MAX);
-        let moves = job.moves[..count].iter().map(|(to, _)| *to).collect();
-        if count > 0 && self.put_record(&Record::Moved(moves)).is_err() {
-            return Step::Waits;
+        let moves = Record::Moved(job.moves[..count].iter().map(|(to, _)| *to).collect());
+        if count > 0 {
+            let Ok(seq) = self.put_record(&moves) else { return Step::Waits };
+            let mut directories = Vec::new();
+            job.moves[..count].iter().for_each(|(_, held)| held.encode(&mut directories));
+            self.note_record(seq, &moves, directories);
         }
         for (to, held) in job.moves.drain(..count) {
             self.scrub.moved(job.victim, to.slot, held.len());

@@ -191,6 +191,7 @@ impl<M: Media> Store<M> {
             return self.stop_writing(cause);
         }
         self.healing.since_flush += 1;
+        self.forget_index();
         self.healing.job = Some(Job::new(false, cause.to_owned()));
     }
 

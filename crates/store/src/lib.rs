@@ -15,6 +15,7 @@ mod fold;
 mod format;
 mod heal;
 mod ids;
+mod index;
 mod io;
 mod lifecycle;
 mod log;
@@ -47,6 +48,7 @@ pub use format::{FORMAT_VERSION, PoolHeader};
 pub use ids::{
     BLOCK_BYTES, BatchNumber, DiskId, Epoch, Lba, LineageId, Micros, PoolId, SegmentId, Seq, SlotId,
 };
+pub use index::index_bytes;
 pub use media::{Completion, Io, IoId, Media, MediumError};
 pub use recovery::{CreateOptions, create, pool_header};
 pub use repair::repair;

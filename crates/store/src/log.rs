@@ -21,7 +21,8 @@ use crate::format::{
     BATCH_DATA_BLOCKS_MAX, BatchHead, ENTRY_AREA_BYTES, EntryKind, Position, SegmentHeader,
     SegmentKind, entry_bytes, seal_batch,
 };
-use crate::staging::{Progress, SPANS_MAX, Staging};
+use crate::index::Continued;
+use crate::staging::{Place, Progress, SPANS_MAX, Staging};
 use crate::{BatchNumber, Epoch, PoolId, SegmentId, Seq, SlotId};
 
 use fill::CHUNK_PAGES;
@@ -114,6 +115,8 @@ pub(crate) struct Log {
     pub next_number: BatchNumber,
     /// Checksum of the last closed batch.
     pub previous: u64,
+    /// The last request in it.
+    pub seq: Seq,
     pub completed: BatchNumber,
     pub durable: BatchNumber,
     /// Checksum of the last batch released.
@@ -153,6 +156,7 @@ impl Log {
             batches: VecDeque::new(),
             next_number: BatchNumber(last.number.0 + 1),
             previous: last.checksum,
+            seq: Seq(0),
             completed: last.number,
             durable: last.number,
             released_checksum: last.checksum,
@@ -238,8 +242,10 @@ impl Log {
         memory.write(&mut head, 0, &[0; PAGE_BYTES as usize]);
         let number = self.next_number;
         self.next_number = BatchNumber(number.0 + 1);
-        self.staging.open(&memory, number, head.part());
         let block = self.segment.next_block;
+        let OpenSegment { segment, slot, .. } = self.segment;
+        let place = Place { segment, slot, block, previous: self.previous };
+        self.staging.open(&memory, number, head.part(), &place);
         self.segment.is_fresh = false;
         self.batches.push_back(Batch {
             number,
@@ -272,15 +278,20 @@ impl Log {
 
     /// Writes the header of the segment into a block.
     pub(crate) fn encode_header(&self, block: &mut [u8]) {
+        let OpenSegment { segment, slot, successor, before, .. } = self.segment;
+        self.encode_header_of(Continued { segment, slot, successor, before }, block);
+    }
+
+    fn encode_header_of(&self, one: Continued, block: &mut [u8]) {
         let header = SegmentHeader {
             pool: self.identity.pool,
             kind: SegmentKind::Log,
-            segment: self.segment.segment,
+            segment: one.segment,
             epoch: self.identity.epoch,
             instance: self.identity.instance,
-            slot: self.segment.slot,
-            successor: Some(self.segment.successor),
-            before: self.segment.before,
+            slot: one.slot,
+            successor: Some(one.successor),
+            before: one.before,
         };
         header.encode(self.identity.salt, block);
     }
@@ -317,6 +328,7 @@ impl Log {
         memory.write(&mut batch.head, 0, &bytes);
         batch.checksum = head.checksum;
         batch.stage = Stage::Closed;
+        self.staging.close(memory, head.number, head.checksum, self.seq);
         self.previous = head.checksum;
         self.segment.next_block = batch.block + 1 + head.data_blocks;
     }

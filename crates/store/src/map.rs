@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 
 use bowline_arena::{Memory, Part, Span};
 
-use crate::format::{FANOUT, LineageRecord, PageRef, block_checksum, span_of_level};
-use crate::tables::{Deltas, Entry, FrameId, Frames, Ranges, State, leaf_of, newest};
-use crate::{BLOCK_BYTES, Lba, LineageId, Mapped, MediumError, SegmentId, SlotId};
+use crate::format::{FANOUT, LineageRecord, PageRef, Position, block_checksum, span_of_level};
+use crate::index::{Happened, Index, Left};
+use crate::tables::{Deltas, Entry, FrameId, Frames, Ranges, State, Words, leaf_of, newest};
+use crate::{BLOCK_BYTES, Lba, LineageId, Mapped, MediumError, SegmentId, Seq, SlotId};
 
 /// Runs of at most so many blocks are noted block by block.
 pub(crate) const SMALL_RANGE_BLOCKS: u64 = 64;
@@ -28,15 +29,30 @@ pub(crate) struct Generation {
     pub ordinal: u32,
     /// By lineage: how many of the deltas name data.
     data_blocks: BTreeMap<LineageId, u64>,
+    /// Which generation of the index it is, if it lies there.
+    home: Option<usize>,
 }
 
 impl Generation {
     pub(crate) fn new(bytes: usize, seed: u64) -> Generation {
-        Generation {
-            deltas: Deltas::new(bytes, seed),
-            ranges: Ranges::new(RANGES_MAX),
-            ordinal: 0,
-            data_blocks: BTreeMap::new(),
+        Generation::of(Deltas::new(bytes, seed), None)
+    }
+
+    fn of(deltas: Deltas, home: Option<usize>) -> Generation {
+        let ranges = Ranges::new(RANGES_MAX);
+        Generation { deltas, ranges, ordinal: 0, data_blocks: BTreeMap::new(), home }
+    }
+
+    /// What a dead process left, each entry of which is told.
+    fn recount(&mut self, mut each: impl FnMut(Entry)) {
+        self.deltas.count_leaves();
+        self.data_blocks.clear();
+        for (lineage, delta) in self.deltas.all() {
+            self.ordinal = self.ordinal.max(delta.ordinal);
+            if delta.entry.has_address() {
+                *self.data_blocks.entry(lineage).or_default() += 1;
+                each(delta.entry);
+            }
         }
     }
 
@@ -109,11 +125,19 @@ pub(crate) enum Loaded {
     Again { slot: SlotId, block: u32, into: Part },
 }
 
+/// The seeds of the two generations.
+fn seeds(salt: u64) -> [u64; 2] {
+    [salt, salt.rotate_left(17)]
+}
+
 /// The map of all lineages.
 pub(crate) struct Map {
     pub active: Generation,
     pub frozen: Option<Generation>,
-    spare: Option<Generation>,
+    /// Empty ones, those of the index last.
+    spares: Vec<Generation>,
+    /// What outlives the process, if anything does.
+    pub index: Option<Index>,
     pub lineages: BTreeMap<LineageId, LineageRecord>,
     frames: Frames,
     salt: u64,
@@ -127,10 +151,36 @@ pub(crate) struct Map {
 
 impl Map {
     pub(crate) fn new(salt: u64, delta_bytes: usize, frames: usize, spans: Vec<Span>) -> Map {
+        let generations =
+            seeds(salt).map(|seed| Generation::of(Deltas::new(delta_bytes / 2, seed), None));
+        Map::of(salt, generations, frames, spans)
+    }
+
+    /// An empty map whose changes lie in the index.
+    pub(crate) fn in_index(
+        salt: u64,
+        (mut index, words): (Index, [Words; 2]),
+        frames: usize,
+        spans: Vec<Span>,
+    ) -> Map {
+        index.format();
+        let [first, second] = words;
+        let seeds = seeds(salt);
+        let mut generations = [(first, 0), (second, 1)]
+            .map(|(words, home)| Generation::of(Deltas::over(words, seeds[home]), Some(home)));
+        // Whatever was there.
+        generations.iter_mut().for_each(Generation::clear);
+        let mut map = Map::of(salt, generations, frames, spans);
+        map.index = Some(index);
+        map
+    }
+
+    fn of(salt: u64, [active, spare]: [Generation; 2], frames: usize, spans: Vec<Span>) -> Map {
         Map {
-            active: Generation::new(delta_bytes / 2, salt),
+            active,
             frozen: None,
-            spare: Some(Generation::new(delta_bytes / 2, salt.rotate_left(17))),
+            spares: vec![spare],
+            index: None,
             lineages: BTreeMap::new(),
             frames: Frames::new(frames, salt),
             salt,
@@ -141,21 +191,109 @@ impl Map {
         }
     }
 
-    /// Moves the active generation to the frozen place. False if that is still taken.
-    pub(crate) fn freeze(&mut self) -> bool {
+    /// The map of a process that died, as the index has it. The ledger is to be gone through, and
+    /// then everything counted.
+    ///
+    /// None if the index is damaged.
+    pub(crate) fn left(
+        salt: u64,
+        (mut index, words): (Index, [Words; 2]),
+        left: &Left,
+        end: Option<u64>,
+        (frames, spans): (usize, Vec<Span>),
+    ) -> Option<Map> {
+        index.adopt(left, end);
+        let [first, second] = words;
+        let seeds = seeds(salt);
+        let generation = |(words, home): (Words, usize)| {
+            Some(Generation::of(Deltas::adopt(words, seeds[home])?, Some(home)))
+        };
+        let mut generations = [generation((first, 0))?, generation((second, 1))?];
+        generations.rotate_left(left.active);
+        let [active, mut other] = generations;
+        if left.frozen.is_none() && index.is_other_soiled() {
+            other.clear();
+            index.zeroed();
+        }
+        let mut map = Map::of(salt, [active, other], frames, spans);
+        if left.frozen.is_some() {
+            map.frozen = map.spares.pop();
+        }
+        map.index = Some(index);
+        Some(map)
+    }
+
+    /// Counts what the index had, and tells of each entry with an address.
+    pub(crate) fn recount(&mut self, mut each: impl FnMut(Entry)) {
+        if let Some(frozen) = &mut self.frozen {
+            frozen.recount(&mut each);
+        }
+        self.active.recount(&mut each);
+    }
+
+    /// Everything begins here, at a place of the log: nothing has changed since the checkpoint that
+    /// stands there.
+    pub(crate) fn begin_index(&mut self, position: Position, seq: Seq) {
+        let is_empty = self.active.is_empty() && self.frozen.is_none();
+        if let (Some(index), Some(home), true) = (&mut self.index, self.active.home, is_empty) {
+            index.begin(home, position, seq);
+        }
+    }
+
+    /// Notes what happened beside changes of blocks.
+    pub(crate) fn note(&mut self, happened: &Happened) {
+        if let Some(index) = &mut self.index {
+            index.note(happened);
+        }
+    }
+
+    /// A run of blocks became the same.
+    pub(crate) fn insert_range(
+        &mut self,
+        lineage: LineageId,
+        from: Lba,
+        blocks: u64,
+        state: State,
+    ) {
+        let active = &mut self.active;
+        active.ordinal += 1;
+        let ordinal = active.ordinal;
+        if let Some(index) = &mut self.index {
+            index.note(&Happened::Range { lineage, from, blocks, state, ordinal });
+        }
+        active.ranges.insert(lineage, from, blocks, state, ordinal);
+    }
+
+    /// Moves the active generation to the frozen place: what the map says where the log stands.
+    /// False if that is still taken.
+    pub(crate) fn freeze(&mut self, position: Position, seq: Seq) -> bool {
         if self.frozen.is_some() {
             return false;
         }
-        let Some(fresh) = self.spare.take() else { return false };
+        let Some(fresh) = self.spares.pop() else { return false };
+        if let Some(index) = &mut self.index {
+            index.froze(self.active.home, fresh.home, position, seq);
+        }
         self.frozen = Some(std::mem::replace(&mut self.active, fresh));
         true
     }
 
     /// Lets the frozen generation go: the tree says the same now.
     pub(crate) fn thaw(&mut self) {
-        if let Some(mut generation) = self.frozen.take() {
-            generation.clear();
-            self.spare = Some(generation);
+        let Some(mut generation) = self.frozen.take() else { return };
+        if let Some(index) = &mut self.index {
+            index.thaws(generation.home);
+        }
+        generation.clear();
+        self.add_spare(generation);
+    }
+
+    fn add_spare(&mut self, generation: Generation) {
+        let home = generation.home;
+        self.spares.push(generation);
+        self.spares.sort_by_key(|spare| spare.home.is_some());
+        if let Some(index) = self.index.as_mut().filter(|_| home.is_some()) {
+            index.zeroed();
         }
     }
 
@@ -163,6 +301,7 @@ impl Map {
     /// recovery, when the log is longer than the setting foresees.
     pub(crate) fn enlarge(&mut self) {
         let old = &self.active;
+        // Of our own: what is longer than foreseen has no place in the index.
         let mut large = Generation::new(old.deltas.bytes() * 2, self.salt.rotate_left(7));
         large.ordinal = old.ordinal;
         large.data_blocks.clone_from(&old.data_blocks);
@@ -177,7 +316,12 @@ impl Map {
             let blocks = range.end.0 - range.start.0;
             large.ranges.insert(range.lineage, range.start, blocks, range.state, range.ordinal);
         }
-        self.active = large;
+        let mut old = std::mem::replace(&mut self.active, large);
+        if let Some(index) = &mut self.index {
+            index.forget();
+        }
+        old.clear();
+        self.add_spare(old);
     }
 
     /// How much of a lineage holds data.

@@ -142,6 +142,11 @@ impl<M: Media> Store<M> {
         self.shape.pages(leaves_of(&self.map.active) + more)
     }
 
+    /// The same of the frozen one, of which nothing else is known.
+    pub(crate) fn frozen_pages_max(&self) -> u64 {
+        self.map.frozen.as_ref().map_or(0, |frozen| self.shape.pages(leaves_of(frozen)))
+    }
+
     /// The disks are others, or other in size.
     pub(crate) fn shape_changed(&mut self, resized: u64) {
         let disks = self.catalogue.disks.values();

@@ -4,22 +4,28 @@
 //! 0     magic u64, released u64: batches up to it are not needed any more,
 //!       epoch u64 that fills it, next epoch u64 that is about to, loss clock u64
 //! 4096  descriptors, 512 bytes each, batch n in descriptor n modulo their count:
-//!       number u64, head offset u64, progress u64, spans of data {first page u32, pages u32}
+//!       number u64, head offset u64, progress u64, segment u64, slot u32, block u32,
+//!       checksum of the batch before u64, its own u64 (0 while it is open), last request u64,
+//!       spans of data {first page u32, pages u32}
 //! ```
 //!
 //! Invariants:
 //! - A batch's descriptor counts once its number is published, and then for what its progress
 //!   says: so many entries and data blocks, whose checksum the same word carries. Whatever the
 //!   word covers was stored before it (broken mode `publish-before-content`).
+//! - The place of a batch is where it will be written, or was. It is stored before the number, and
+//!   changes only while the area is not gone on with in place ([`Index`](crate::index::Index)).
+//! - The descriptor of the last batch released stays until another takes its place: it says where
+//!   the log ends when nothing else does.
 //! - Batches from `released` + 1 on are complete in the arena up to the newest; pages of a batch
 //!   are given back only after `released` has passed it, or it was retracted.
 
 use bowline_arena::{Memory, PAGE_BYTES, Part, Span};
 use twox_hash::XxHash3_64;
 
-use crate::{BatchNumber, Epoch, Micros};
+use crate::{BatchNumber, Epoch, Micros, SegmentId, Seq, SlotId};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"BOWLSTG1");
+const MAGIC: u64 = u64::from_le_bytes(*b"BOWLSTG2");
 const RELEASED_AT: u32 = 8;
 const EPOCH_AT: u32 = 16;
 const NEXT_EPOCH_AT: u32 = 24;
@@ -28,7 +34,12 @@ const DESCRIPTORS_AT: u32 = 4096;
 const DESCRIPTOR_BYTES: u32 = 512;
 const HEAD_AT: u32 = 8;
 const PROGRESS_AT: u32 = 16;
-const SPANS_AT: u32 = 24;
+const SEGMENT_AT: u32 = 24;
+const BLOCK_AT: u32 = 32;
+const PREVIOUS_AT: u32 = 40;
+const CHECKSUM_AT: u32 = 48;
+const SEQ_AT: u32 = 56;
+const SPANS_AT: u32 = 64;
 /// Most spans of data in a batch.
 pub(crate) const SPANS_MAX: usize = ((DESCRIPTOR_BYTES - SPANS_AT) / 8) as usize;
 
@@ -58,6 +69,28 @@ impl Progress {
     pub(crate) fn extend(self, entry: &[u8]) -> u32 {
         XxHash3_64::oneshot_with_seed(u64::from(self.checksum), entry) as u32
     }
+}
+
+/// Where a batch lies in the chain and on the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Place {
+    pub segment: SegmentId,
+    pub slot: SlotId,
+    /// The block of the slot where its head lies.
+    pub block: u32,
+    /// The checksum of the batch before.
+    pub previous: u64,
+}
+
+/// What a descriptor says of a batch beside its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub place: Place,
+    pub progress: Progress,
+    /// Its checksum; none while it is open.
+    pub checksum: Option<u64>,
+    /// The last request admitted before it was closed.
+    pub seq: Seq,
 }
 
 /// A batch as a successor finds it.
@@ -150,11 +183,56 @@ impl Staging {
     }
 
     /// A new, empty batch whose head block is `head`.
-    pub(crate) fn open(&mut self, memory: &Memory, number: BatchNumber, head: Part) {
+    pub(crate) fn open(&mut self, memory: &Memory, number: BatchNumber, head: Part, place: &Place) {
         let at = self.at(number);
+        // Whose it was before is nobody's while it changes.
+        memory.publish(&mut self.control, at, 0);
         memory.publish(&mut self.control, at + HEAD_AT, head.offset);
         memory.publish(&mut self.control, at + PROGRESS_AT, 0);
+        self.place(memory, number, place);
         memory.publish(&mut self.control, at, number.0);
+    }
+
+    /// A batch gets a place, and is open there.
+    pub(crate) fn place(&mut self, memory: &Memory, number: BatchNumber, place: &Place) {
+        let at = self.at(number);
+        let block = u64::from(place.slot.0) | u64::from(place.block) << 32;
+        memory.publish(&mut self.control, at + CHECKSUM_AT, 0);
+        memory.publish(&mut self.control, at + SEGMENT_AT, place.segment.0);
+        memory.publish(&mut self.control, at + BLOCK_AT, block);
+        memory.publish(&mut self.control, at + PREVIOUS_AT, place.previous);
+    }
+
+    /// A batch is closed: its head has this checksum, and its bytes change no more.
+    pub(crate) fn close(&mut self, memory: &Memory, number: BatchNumber, checksum: u64, seq: Seq) {
+        let at = self.at(number);
+        memory.publish(&mut self.control, at + SEQ_AT, seq.0);
+        memory.publish(&mut self.control, at + CHECKSUM_AT, checksum);
+    }
+
+    /// A batch that was closed takes entries again.
+    pub(crate) fn reopen(&mut self, memory: &Memory, number: BatchNumber) {
+        let at = self.at(number);
+        memory.publish(&mut self.control, at + CHECKSUM_AT, 0);
+    }
+
+    /// What the area says of a batch, if it still knows it.
+    pub(crate) fn placed(&self, memory: &Memory, number: BatchNumber) -> Option<Placed> {
+        let at = self.at(number);
+        let read = |field| memory.read(&self.control, at + field);
+        if number.0 == 0 || read(0) != number.0 {
+            return None;
+        }
+        let block = read(BLOCK_AT);
+        let place = Place {
+            segment: SegmentId(read(SEGMENT_AT)),
+            slot: SlotId(block as u32),
+            block: (block >> 32) as u32,
+            previous: read(PREVIOUS_AT),
+        };
+        let checksum = Some(read(CHECKSUM_AT)).filter(|checksum| *checksum != 0);
+        let progress = Progress::from_word(read(PROGRESS_AT));
+        Some(Placed { place, progress, checksum, seq: Seq(read(SEQ_AT)) })
     }
 
     /// Names a span of data of a batch.

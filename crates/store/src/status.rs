@@ -91,6 +91,8 @@ pub struct Counters {
     pub heals: u64,
     /// Batches found in the arena and written again when the pool was opened.
     pub batches_adopted: u64,
+    /// 1 if this start went on in place where a process had died, and read nothing of the log.
+    pub went_on_in_place: u64,
     /// Batches of the log replayed when the pool was opened.
     pub batches_replayed: u64,
 }

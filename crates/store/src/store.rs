@@ -142,6 +142,10 @@ pub enum Broken {
     RewriteNothing,
     /// Who waits for a flush is answered when all has its new place, before that is written.
     HealAnswersEarly,
+    /// Who goes on in place does not apply the last batches once more.
+    RepeatNothing,
+    /// Who goes on in place takes what was frozen for part of the last checkpoint.
+    ForgetFrozen,
 }
 
 /// The arena's parts that a store uses.
@@ -150,6 +154,9 @@ pub struct ArenaRegion {
     pub control: Span,
     /// The pages all buffers come from.
     pub pages: SharedPages,
+    /// Where the changes of the map lie, so that a successor goes on without reading the log: at
+    /// least [`index_bytes`](crate::index_bytes). Without, they are memory of the process.
+    pub index: Option<Span>,
     /// Whether the arena is new: nothing in it is anybody's.
     pub is_fresh: bool,
 }
@@ -188,6 +195,9 @@ pub struct Store<M> {
     waiters: VecDeque<(BatchNumber, Ticket)>,
     /// Somebody who does not wait for an event wants a flush.
     flush_wanted: bool,
+    /// What a dead process left is flushed when it is written, whether anybody waits or not: its
+    /// pages may be all there are.
+    pub(crate) adopted_through: BatchNumber,
     room_wanted: bool,
     room_made: bool,
     /// Somebody was refused because too much waits to be written.
@@ -268,6 +278,7 @@ impl<M: Media> Store<M> {
             flush_turn_wanted: false,
             waiters: VecDeque::new(),
             flush_wanted: false,
+            adopted_through: BatchNumber(0),
             room_wanted: false,
             room_made: false,
             drain_wanted: false,
@@ -288,7 +299,50 @@ impl<M: Media> Store<M> {
         // Which disks have grown in the log that was replayed is not known.
         let resized = if from.log_bytes == 0 { 0 } else { store.catalogue.disks.len() };
         store.shape_changed(resized as u64);
+        store.log.seq = store.log.seq.max(store.seq);
+        store.keep_ids();
         store
+    }
+
+    /// A successor has to know which numbers of segments may have been given out, before the medium
+    /// does.
+    pub(crate) fn keep_ids(&mut self) {
+        let next = self.segments.next_segment();
+        if let Some(index) = &mut self.map.index {
+            index.keep_ids(next);
+        }
+    }
+
+    /// Lets a successor go on in place: at once if nothing happened since the last checkpoint, else
+    /// from the next one on.
+    pub(crate) fn begin_index(&mut self) {
+        if self.map.index.is_none() || !self.state.is_writing() {
+            return;
+        }
+        let has_more = self.counters.batches_replayed > 0 || self.counters.batches_adopted > 0;
+        if has_more || self.checkpoint.is_some() {
+            return self.want_checkpoint();
+        }
+        self.map.begin_index(self.root.position, self.seq);
+        self.note_segment();
+        if let Some(index) = &mut self.map.index {
+            index.confirm(self.root.epoch.0);
+        }
+    }
+
+    /// The log goes on elsewhere, or nowhere: a successor has to read it.
+    pub(crate) fn forget_index(&mut self) {
+        if let Some(index) = &mut self.map.index {
+            index.forget();
+        }
+    }
+
+    /// A dead process had frozen a generation: its checkpoint is begun once more.
+    pub(crate) fn take_frozen(&mut self, frozen: Frozen) {
+        self.frozen_pages = self.frozen_pages_max();
+        self.checkpoints_begun = frozen.begun;
+        self.given_up = Some(frozen);
+        self.want_checkpoint();
     }
 
     /// The last write admitted.
@@ -323,6 +377,7 @@ impl<M: Media> Store<M> {
     pub fn poll(&mut self, now: Micros) -> bool {
         self.now = now;
         let mut moved = false;
+        self.keep_ids();
         let submitted = self.in_flight.submitted;
         while let Some(completion) = self.media.complete() {
             self.completed(completion);

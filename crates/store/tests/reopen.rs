@@ -139,8 +139,12 @@ fn start(
     options: StoreOptions,
 ) -> (Store<Plain>, Rc<Memory>, SharedPages) {
     let media = plain(device, &arena);
-    let region =
-        ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: fresh };
+    let region = ArenaRegion {
+        control: arena.control,
+        index: None,
+        pages: arena.pages.clone(),
+        is_fresh: fresh,
+    };
     let store = Store::open(media, region, options).unwrap();
     (store, arena.memory, arena.pages)
 }
@@ -452,8 +456,12 @@ fn a_store_without_memory_for_the_largest_write_is_not_opened() {
     let refusal = |delta_bytes: usize, control: u64, pages: u64| {
         let arena = Arena::private(control, pages);
         let media = plain(&device, &arena);
-        let region =
-            ArenaRegion { control: arena.control, pages: arena.pages.clone(), is_fresh: true };
+        let region = ArenaRegion {
+            control: arena.control,
+            index: None,
+            pages: arena.pages.clone(),
+            is_fresh: true,
+        };
         let write_bytes_max = 32 << 20;
         let options = StoreOptions { delta_bytes, write_bytes_max, boot: 9, ..options() };
         Store::open(media, region, options).err().map_or(String::new(), |error| error.to_string())

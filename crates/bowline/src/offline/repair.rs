@@ -66,7 +66,7 @@ fn apply(
     let Arena { memory, control, pages, .. } = Arena::private(CONTROL_BYTES, PAGE_BYTES);
     let options = bowline_media::OpenOptions::new(memory);
     let opened = bowline_media::open(path, options).map_err(|error| failed(path, "open", error))?;
-    let region = ArenaRegion { control, pages, is_fresh: true };
+    let region = ArenaRegion { control, index: None, pages, is_fresh: true };
     let boot = boot_id().map_err(|error| failed(path, "find this boot of", error))?;
     let options = StoreOptions { boot, accept_loss, is_quiet, ..StoreOptions::default() };
     bowline_store::repair(opened.media, region, steps, options)

@@ -17,7 +17,7 @@ use bowline_arena::{
 use bowline_export::{FoundSessions, IoStop, KernelOperation, Options, RecordsError};
 use bowline_media::filters::FilterSpec;
 use bowline_media::{Clock, MediaEvents, Opened as OpenedMedium};
-use bowline_store::{ArenaRegion, Media, PoolHeader, Store, StoreOptions};
+use bowline_store::{ArenaRegion, Media, PoolHeader, Store, StoreOptions, index_bytes};
 
 use super::config::{MEMORY_BYTES, ServeConfig};
 use super::listen::Listener;
@@ -29,7 +29,7 @@ use crate::control::api::{Condition, Kind, Problem};
 use crate::family::Membership;
 use crate::offline;
 
-/// Bytes of the arena for the store's records.
+/// Bytes of the arena for the store's records, beside the changes of its map.
 const CONTROL_BYTES: u64 = 2 << 20;
 /// Bytes of the default memory that are buffers in the arena, frames of the map, and deltas.
 const BUFFER_BYTES: u64 = 48 << 20;
@@ -196,7 +196,7 @@ fn arena_options(config: &ServeConfig, header: &PoolHeader, shares: Shares) -> A
         directory: Some(config.arena.clone()),
         pool: header.pool.0,
         instance: 1,
-        control_bytes: CONTROL_BYTES,
+        control_bytes: CONTROL_BYTES + index_bytes(shares.delta_bytes),
         session_bytes: session_bytes(shares.page_bytes),
         page_bytes: shares.page_bytes,
         any_file_system: false,
@@ -226,6 +226,7 @@ fn opened(ground: Ground<'_>, lock: OwnerLock, arena: Arena) -> Result<Opened, P
     // A page of the control area that the store does not get: what was acknowledged may lie in any
     // other.
     let staging = control.split_off(control.bytes() - PAGE as u32);
+    let index = control.split_off(control.bytes().min((CONTROL_BYTES - PAGE) as u32));
     let mut options = bowline_media::OpenOptions::new(memory.clone());
     options.ring = ring.clone().map(|ring| (ring, MEDIUM));
     options.filters = filters;
@@ -250,7 +251,8 @@ fn opened(ground: Ground<'_>, lock: OwnerLock, arena: Arena) -> Result<Opened, P
         is_quiet,
         ..StoreOptions::default()
     };
-    let region = ArenaRegion { control, pages: pages.clone(), is_fresh: adopted.is_none() };
+    let (index, is_fresh) = (Some(index), adopted.is_none());
+    let region = ArenaRegion { control, index, pages: pages.clone(), is_fresh };
     let store = Store::open(media, region, options)
         .map_err(|error| pool::failed(&config.pool, "open", error))?;
     bowline_arena::fail_point!("server.store.opened");

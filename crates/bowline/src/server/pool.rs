@@ -71,7 +71,8 @@ pub fn embed(path: &Path, embedded: &Embedded) -> Result<(), Problem> {
     let size_bytes = Some(embedded.pool_bytes);
     offline::create(&Create { path: beside.clone(), size_bytes, preallocate: false })?;
     let Offline { media, arena } = Offline::open(&beside, false)?;
-    let region = ArenaRegion { control: arena.control, pages: arena.pages, is_fresh: true };
+    let region =
+        ArenaRegion { control: arena.control, index: None, pages: arena.pages, is_fresh: true };
     let options = StoreOptions { delta_bytes: 1 << 20, map_frames: 64, ..StoreOptions::default() };
     let (durability, provision) = (Durability::Strict, Provision::Thin);
     Store::open(media, region, options)

@@ -79,7 +79,7 @@ fn served(buffer_bytes: u64, delay_polls: u64) -> Rig<Store<Slow>> {
     let mut media = Slow { inner, reads: VecDeque::new(), delay_polls, polls: 0 };
     let options = CreateOptions { pool: PoolId(7), salt: 7, slot_bytes: 4 << 20, now_seconds: 0 };
     create(&mut media, &pages, &options).unwrap();
-    let region = ArenaRegion { control, pages: Rc::clone(&pages), is_fresh: true };
+    let region = ArenaRegion { control, index: None, pages: Rc::clone(&pages), is_fresh: true };
     let write_bytes_max = u64::from(JUMBO + 2 * PAGE_BYTES);
     let options = StoreOptions { map_frames: 256, write_bytes_max, ..StoreOptions::default() };
     let mut store = Store::open(media, region, options).unwrap();

@@ -74,7 +74,7 @@ impl Pool {
         let control = pages.borrow_mut().adopt(self.control).unwrap();
         let memory = Rc::clone(pages.borrow().memory());
         let media = VecMedia { memory, bytes: Rc::clone(&self.bytes), done: VecDeque::new() };
-        let region = ArenaRegion { control, pages: Rc::clone(pages), is_fresh: false };
+        let region = ArenaRegion { control, index: None, pages: Rc::clone(pages), is_fresh: false };
         Store::open(media, region, options()).unwrap()
     }
 }
@@ -89,7 +89,7 @@ fn real_of(memory_bytes: u64, name: &str, limits: Options) -> (Rig<Store<VecMedi
     let mut media = VecMedia { memory, bytes, done: VecDeque::new() };
     let format = CreateOptions { pool: PoolId(7), salt: 7, slot_bytes: 4 << 20, now_seconds: 0 };
     create(&mut media, &pages, &format).unwrap();
-    let region = ArenaRegion { control, pages: Rc::clone(&pages), is_fresh: true };
+    let region = ArenaRegion { control, index: None, pages: Rc::clone(&pages), is_fresh: true };
     let mut store = Store::open(media, region, options()).unwrap();
     let disk = store.create_disk(name, 96 << 20, Durability::Strict, Provision::Thin).unwrap();
     let mut rig = Rig::over(store, pages, limits);

@@ -6,7 +6,7 @@
 
 mod batch;
 mod blob;
-mod bytes;
+pub(crate) mod bytes;
 mod image;
 mod page;
 mod pool;

@@ -90,6 +90,7 @@ impl Log {
             checksum: before.extend(&bytes),
         };
         batch.first_seq.get_or_insert(entry.seq);
+        self.seq = self.seq.max(entry.seq);
         let progress = batch.progress;
         self.staging.publish(&memory, number, progress);
         self.scratch = bytes;

@@ -70,6 +70,11 @@ impl Log {
         self.block_of(batch, block)
     }
 
+    /// A data block of batch `at`.
+    pub(crate) fn data_block(&self, at: usize, block: u32) -> Option<Vec<u8>> {
+        self.block_of(self.batches.get(at)?, block).map(<[u8]>::to_vec)
+    }
+
     /// A data block of a batch.
     pub(super) fn block_of<'a>(&'a self, batch: &'a Batch, mut block: u32) -> Option<&'a [u8]> {
         for span in &batch.data {

@@ -10,7 +10,8 @@ use bowline_arena::Span;
 
 use super::{Batch, Log, OpenSegment, Stage};
 use crate::format::{Entries, FoundEntry, Position, block_checksum};
-use crate::staging::{Found, Progress};
+use crate::index::Continued;
+use crate::staging::{Found, Place, Placed, Progress};
 use crate::{BatchNumber, SegmentId, SlotId};
 
 impl Log {
@@ -70,6 +71,37 @@ impl Log {
         Ok(())
     }
 
+    /// The batch adopted last lies where it lay, and is open or closed as it was. If it is the first
+    /// of its segment, the header is written with it.
+    pub(crate) fn resume(&mut self, placed: &Placed, is_open: bool, first_of: Option<&Continued>) {
+        let memory = self.memory();
+        let header = first_of.map(|one| {
+            let mut span = self.take_page();
+            self.encode_header_of(*one, memory.slice_mut(&mut span));
+            span
+        });
+        let batch = self.batches.back_mut().unwrap_or_else(|| panic!("none was adopted"));
+        batch.segment = placed.place.segment;
+        batch.slot = placed.place.slot;
+        batch.block = placed.place.block;
+        batch.header = header;
+        if let Some(checksum) = placed.checksum.filter(|_| !is_open) {
+            (batch.stage, batch.checksum) = (Stage::Closed, checksum);
+            self.previous = checksum;
+            self.retained_blocks += u64::from(batch.blocks());
+            return;
+        }
+        batch.stage = Stage::Open;
+        // What was half admitted is left out, and so are the pages nothing was put into.
+        let (number, progress) = (batch.number, batch.progress);
+        let last = batch.data.len().checked_sub(1).map(|at| (at, batch.data[at].part()));
+        self.staging.reopen(&memory, number);
+        self.staging.publish(&memory, number, progress);
+        if let Some((at, part)) = last {
+            self.staging.span(&memory, number, at, part);
+        }
+    }
+
     /// Everything adopted is on the medium and flushed.
     pub(crate) fn settled(&mut self) {
         self.batches.iter_mut().for_each(|batch| batch.stage = Stage::Completed);
@@ -97,6 +129,9 @@ impl Log {
         if let Some(old) = std::mem::replace(&mut batch.header, header) {
             self.pages.borrow_mut().give(old);
         }
+        let Batch { number, segment, slot, block, .. } = *batch;
+        let place = Place { segment, slot, block, previous: self.previous };
+        self.staging.place(&memory, number, &place);
         self.seal(&memory, at);
         self.note_placed(at + 1);
     }

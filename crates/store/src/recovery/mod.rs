@@ -12,6 +12,7 @@
 //!   epoch last. So it may be cut off anywhere and done again.
 
 mod half;
+mod in_place;
 mod load;
 mod replay;
 mod search;
@@ -29,6 +30,7 @@ use crate::compaction::{WINDOW_BLOCKS, WINDOWS_MAX};
 use crate::format::{
     CUTS_MAX, Cut, Entries, EntryKind, PoolHeader, Position, Record, SegmentKind, Superblock,
 };
+use crate::index::Index;
 use crate::io::InFlight;
 use crate::log::{Identity, Log, OpenSegment};
 use crate::map::Map;
@@ -37,9 +39,10 @@ use crate::staging::{Found, Staging};
 use crate::status::{Counters, PoolState};
 use crate::store::{ArenaRegion, Broken, Recovered, Store, StoreOptions};
 use crate::streams::Streams;
-use crate::tables::Deltas;
+use crate::tables::{Deltas, Words};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 
+use in_place::Plan;
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{
     check_slot_count, choose_root, double_root, load_blob, read_blob_copy, read_header, read_root,
@@ -126,14 +129,14 @@ impl<M: Media> Store<M> {
         let is_ours = !arena.is_fresh
             && staging.belongs_to(&memory, root.epoch)
             && !options.broken.contains(&Broken::IgnoreArena);
-        let left = if is_ours { left } else { forget_left(left, &arena.pages) };
+        let mut left = if is_ours { left } else { forget_left(left, &arena.pages) };
         let lost = !is_ours && !root.clean && root.boot == options.boot && root.epoch.0 > 0;
         let state = match lost && !options.broken.contains(&Broken::IgnoreArena) {
             true if !options.accept_loss => PoolState::LostWrites(GONE.into()),
             true if !options.is_quiet => PoolState::LostWrites(NOT_QUIET.into()),
             _ => PoolState::Healthy,
         };
-        let opening = Opening {
+        let mut opening = Opening {
             media,
             pages: arena.pages,
             memory,
@@ -141,7 +144,25 @@ impl<M: Media> Store<M> {
             options,
             state,
             is_arena_lost: lost,
+            index: None,
         };
+        let delta_bytes = opening.options.delta_bytes;
+        // An arena that was made with another setting may have less room.
+        let has_room = |span: &Span| u64::from(span.bytes()) >= Index::bytes(delta_bytes);
+        let index = arena.index.filter(has_room);
+        let index = index.map(|span| Index::new(Rc::clone(&opening.memory), span, delta_bytes));
+        let Some(index) = index else { return opening.run(header, root, left, is_ours) };
+        if is_ours && opening.state == PoolState::Healthy {
+            let plan = opening.plan(&header, &root, &left, &index);
+            match (plan, &mut left) {
+                (Ok(plan), Ok(left)) => {
+                    return opening.go_on(header, root, std::mem::take(left), plan, index);
+                }
+                // The log is read.
+                _ => {}
+            }
+        }
+        opening.index = Some(index);
         opening.run(header, root, left, is_ours)
     }
 }
@@ -210,9 +231,31 @@ struct Opening<M> {
     state: PoolState,
     /// The arena of the last epoch is gone, although the host still runs.
     is_arena_lost: bool,
+    /// Where the changes of the map are to lie, if they are to outlive the process.
+    index: Option<(Index, [Words; 2])>,
 }
 
 impl<M: Media> Opening<M> {
+    /// Looks whether a dead process can be gone on from in place.
+    ///
+    /// # Errors
+    /// Why not.
+    fn plan(
+        &self,
+        header: &PoolHeader,
+        root: &Superblock,
+        left: &Result<Vec<Left>, String>,
+        index: &(Index, [Words; 2]),
+    ) -> Result<Plan, String> {
+        let staging = self.staging.as_ref().ok_or("there is no log in the arena")?;
+        let left = left.as_ref().map_err(String::clone)?;
+        let mut plan = Plan::make((header, root), &self.memory, staging, left, index)?;
+        if self.options.broken.contains(&Broken::ForgetFrozen) {
+            plan.forget_frozen();
+        }
+        Ok(plan)
+    }
+
     fn run(
         mut self,
         header: PoolHeader,
@@ -221,14 +264,14 @@ impl<M: Media> Opening<M> {
         is_ours: bool,
     ) -> Result<Store<M>, StoreError> {
         self.check_memory()?;
-        // The longest runs first: what a dead process left may have broken the free pages up.
-        let mut work = self.take_spans(1, WINDOW_BLOCKS)?;
-        // More windows let compaction read ahead; a small arena does without.
-        let spare = self.pages.borrow().count() / 16 / WINDOW_BLOCKS;
-        work.extend(self.take_spans(spare.min(WINDOWS_MAX - 1), WINDOW_BLOCKS)?);
+        let work = self.take_work()?;
         let streams = self.take_streams()?;
         let loads = self.take_spans(LOAD_PAGES, 1)?;
-        let map = Map::new(header.salt, self.options.delta_bytes, self.options.map_frames, loads);
+        let (salt, frames) = (header.salt, self.options.map_frames);
+        let map = match self.index.take() {
+            Some(index) => Map::in_index(salt, index, frames, loads),
+            None => Map::new(salt, self.options.delta_bytes, frames, loads),
+        };
         let (mut known, mut read) = self.read_log(header, root, map, is_ours)?;
         let left = self.judge(&known, &read, left);
         let batches_replayed = read.replay.batches;
@@ -271,6 +314,7 @@ impl<M: Media> Opening<M> {
             // Two copies again, before the other one goes too.
             store.want_checkpoint();
         }
+        store.begin_index();
         store.regain_slots();
         Ok(store)
     }
@@ -302,6 +346,16 @@ impl<M: Media> Opening<M> {
             return too_small("the arena (pages) is", pages - pages / 8, needed);
         }
         Ok(())
+    }
+
+    /// The windows of compaction.
+    fn take_work(&self) -> Result<Vec<Span>, StoreError> {
+        // The longest runs first: what a dead process left may have broken the free pages up.
+        let mut work = self.take_spans(1, WINDOW_BLOCKS)?;
+        // More windows let compaction read ahead; a small arena does without.
+        let spare = self.pages.borrow().count() / 16 / WINDOW_BLOCKS;
+        work.extend(self.take_spans(spare.min(WINDOWS_MAX - 1), WINDOW_BLOCKS)?);
+        Ok(work)
     }
 
     /// The buffers of the streams, longest first.

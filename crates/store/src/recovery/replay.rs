@@ -8,6 +8,7 @@ use crate::format::{
     BatchHead, Entries, EntryKind, FoundEntry, ImageMove, LogEntry, Record, SegmentKind,
     block_checksum, image_head_blocks, read_image_head,
 };
+use crate::index::Happened;
 use crate::log::Log;
 use crate::recovery::Known;
 use crate::store::{apply, apply_record};
@@ -21,6 +22,8 @@ struct Held {
     slot: SlotId,
     index: u32,
     sums: Vec<u32>,
+    /// The block of a record, if it is at hand.
+    content: Option<Vec<u8>>,
 }
 
 /// The state of a replay.
@@ -28,12 +31,16 @@ pub(crate) struct Replay {
     pub seq: Seq,
     pub batches: u64,
     pub bytes: u64,
+    /// Records of requests up to this one have been applied.
+    pub recorded_through: Seq,
+    /// Checkpoints begun before: what comes free is needed by them.
+    pub begun: u64,
     held: Vec<Held>,
 }
 
 impl Replay {
     pub(crate) fn new(seq: Seq) -> Replay {
-        Replay { seq, batches: 0, bytes: 0, held: Vec::new() }
+        Replay { seq, batches: 0, bytes: 0, recorded_through: Seq(0), begun: 0, held: Vec::new() }
     }
 
     /// Applies a batch of the log.
@@ -52,12 +59,13 @@ impl Replay {
             let sums = sums_of(&found);
             let index = head.block + 1 + found.data_block;
             let (entry, segment) = (found.entry, head.segment);
-            self.entry(medium, known, Held { entry, segment, slot, index, sums })?;
+            let held = Held { entry, segment, slot, index, sums, content: None };
+            self.entry(medium, known, held)?;
         }
         Ok(())
     }
 
-    /// Applies a batch of the arena that was just placed.
+    /// Applies a batch of the arena that has its place.
     pub(crate) fn adopted<M: Media>(
         &mut self,
         medium: &mut Blocking<'_, M>,
@@ -71,7 +79,9 @@ impl Replay {
         for found in log.entries_of(at) {
             let sums = sums_of(&found);
             let (entry, index) = (found.entry, first + found.data_block);
-            self.entry(medium, known, Held { entry, segment, slot, index, sums })?;
+            let is_record = entry.kind == EntryKind::Record;
+            let content = is_record.then(|| log.data_block(at, found.data_block)).flatten();
+            self.entry(medium, known, Held { entry, segment, slot, index, sums, content })?;
         }
         Ok(())
     }
@@ -112,10 +122,16 @@ impl Replay {
         known: &mut Known,
         one: &Held,
     ) -> Result<(), StoreError> {
+        if one.entry.seq <= self.recorded_through {
+            return Ok(());
+        }
         let damaged =
             || StoreError::Damaged(format!("a record in segment {} does not verify", one.segment));
         let at = known.header.block_at(one.slot, one.index);
-        let block = medium.read(at, BLOCK_BYTES)?;
+        let block = match &one.content {
+            Some(content) => content,
+            None => medium.read(at, BLOCK_BYTES)?,
+        };
         if Some(block_checksum(known.header.salt, block)) != one.sums.first().copied() {
             return Err(damaged());
         }
@@ -123,15 +139,18 @@ impl Replay {
             let kind = block.first().copied().unwrap_or_default();
             StoreError::Version(format!("a record of kind {kind} cannot be understood"))
         })?;
+        let mut directories = Vec::new();
         if let Record::Moved(moves) = &record {
             for to in moves {
-                moved(medium, known, to)?;
+                moved(medium, known, to, self.begun, &mut directories)?;
             }
         }
         if let Record::Grown { slot_count } = record {
             known.segments.grow(slot_count);
         }
         apply_record(&mut known.catalogue, &mut known.map, &record);
+        let (seq, record) = (one.entry.seq, record.encode());
+        known.map.note(&Happened::Recorded { seq, record, directories });
         Ok(())
     }
 }
@@ -141,8 +160,11 @@ fn moved<M: Media>(
     medium: &mut Blocking<'_, M>,
     known: &mut Known,
     to: &ImageMove,
+    checkpoints_begun: u64,
+    directories: &mut Vec<u8>,
 ) -> Result<(), StoreError> {
     if known.segments.get(to.segment).is_none() || to.slot.0 >= known.segments.slot_count() {
+        Directory::of(&LiveBits::new(known.segments.slot_blocks())).encode(directories);
         return Ok(());
     }
     let blocks = image_head_blocks(to.data_blocks);
@@ -159,7 +181,9 @@ fn moved<M: Media>(
         }
     }
     known.segments.use_slot(to.slot, SegmentKind::Images);
-    known.segments.moved(to, Directory::of(&held), 0);
+    let held = Directory::of(&held);
+    held.encode(directories);
+    known.segments.moved(to, held, checkpoints_begun);
     Ok(())
 }
 

@@ -433,7 +433,7 @@ impl Walk {
 }
 
 /// The log goes on in a slot.
-fn enter(known: &mut Known, segment: SegmentId, slot: SlotId) {
+pub(super) fn enter(known: &mut Known, segment: SegmentId, slot: SlotId) {
     if known.segments.get(segment).is_none() && slot.0 < known.segments.slot_count() {
         known.segments.use_slot(slot, SegmentKind::Log);
         known.segments.add_whole(segment, SegmentKind::Log, slot);

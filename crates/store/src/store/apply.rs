@@ -35,9 +35,7 @@ pub(crate) fn apply_record(catalogue: &mut Catalogue, map: &mut Map, record: &Re
 
 /// Everything of a lineage from a block on is gone.
 fn make_hole(map: &mut Map, lineage: LineageId, from: Lba) {
-    map.active.ordinal += 1;
-    let (ordinal, blocks) = (map.active.ordinal, LINEAGE_BLOCKS_MAX - from.0);
-    map.active.ranges.insert(lineage, from, blocks, State::Hole, ordinal);
+    map.insert_range(lineage, from, LINEAGE_BLOCKS_MAX - from.0, State::Hole);
 }
 
 /// Brings map and live bits up to an entry of the log whose first data block is block `index` of
@@ -50,19 +48,18 @@ pub(crate) fn apply(
     index: u32,
     checksum: impl Fn(u32) -> u32,
 ) {
-    let generation = &mut map.active;
     let state = match entry.kind {
         EntryKind::Record => return,
         EntryKind::Write => State::Data,
         EntryKind::Zero => State::Zero,
         EntryKind::Discard => State::Hole,
     };
+    if state != State::Data && entry.blocks > SMALL_RANGE_BLOCKS {
+        return map.insert_range(entry.lineage, entry.lba, entry.blocks, state);
+    }
+    let generation = &mut map.active;
     generation.ordinal += 1;
     let ordinal = generation.ordinal;
-    if state != State::Data && entry.blocks > SMALL_RANGE_BLOCKS {
-        let ranges = &mut generation.ranges;
-        return ranges.insert(entry.lineage, entry.lba, entry.blocks, state, ordinal);
-    }
     let (mut more, mut less) = (0, 0);
     for block in 0..entry.blocks {
         let lba = Lba(entry.lba.0 + block);

@@ -149,6 +149,7 @@ impl<M: Media> Store<M> {
     pub(crate) fn stop_writing(&mut self, cause: &str) {
         let cause = &self.healing.stop(cause);
         self.state.stop(cause);
+        self.forget_index();
         self.flush_turn_wanted = false;
         self.give_up_checkpoint();
         for slot in self.compaction.give_up() {
@@ -220,7 +221,8 @@ impl<M: Media> Store<M> {
             return false;
         }
         let completed = self.log.completed;
-        let is_waited_for = self.waiters.front().is_some_and(|(target, _)| *target <= completed);
+        let is_waited_for = self.waiters.front().is_some_and(|(target, _)| *target <= completed)
+            || (completed >= self.adopted_through && self.log.durable < self.adopted_through);
         if !is_waited_for && !self.is_arena_filling() && !self.flush_wanted {
             return false;
         }

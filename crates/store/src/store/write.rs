@@ -13,7 +13,8 @@ use bowline_arena::{PAGE_BYTES, Span};
 use super::{Store, apply, apply_record};
 use crate::api::{Change, Disk, Payload, Refused};
 use crate::format::{EntryKind, FANOUT, LogEntry, Record, SegmentKind};
-use crate::log::{Blocks, Gather, Log};
+use crate::index::{Continued, Happened};
+use crate::log::{Blocks, Gather, Log, OpenSegment};
 use crate::map::SMALL_RANGE_BLOCKS;
 use crate::reserve::{MARGIN_OF_DATA, MARGIN_OF_RANGES};
 use crate::{BLOCK_BYTES, BatchNumber, DiskId, Lba, LineageId, Media, SegmentId, Seq};
@@ -51,7 +52,8 @@ impl<M: Media> Store<M> {
         let seq = self.next_seq();
         let blocks = u64::from(blocks);
         let kind = EntryKind::Write;
-        self.put(Request { kind, lineage, lba, blocks, seq, goes_on: false }, &mut source);
+        let request = Request { kind, lineage, lba, blocks, seq, goes_on: false };
+        self.put_whole(request, &mut source);
         self.counters.written_bytes += bytes as u64;
         Ok(seq)
     }
@@ -108,6 +110,7 @@ impl<M: Media> Store<M> {
         self.admit(Class::Data, &need)?;
         let seq = self.next_seq();
         let last = changes.len() - 1;
+        let mut placed = Vec::new();
         for (at, change) in changes.iter_mut().enumerate() {
             let (kind, lba, blocks, mut source) = match change {
                 Change::Write { lba, spans } => {
@@ -121,8 +124,9 @@ impl<M: Media> Store<M> {
                 }
             };
             let request = Request { kind, lineage, lba, blocks, seq, goes_on: at < last };
-            self.put(request, &mut source);
+            self.put(request, &mut source, &mut placed);
         }
+        self.apply_all(&placed);
         self.counters.written_bytes += data * BLOCK_BYTES;
         Ok(seq)
     }
@@ -140,7 +144,7 @@ impl<M: Media> Store<M> {
         self.admit(Class::Range, &need)?;
         let seq = self.next_seq();
         let request = Request { kind, lineage, lba, blocks, seq, goes_on: false };
-        self.put(request, &mut Source::Nothing);
+        self.put_whole(request, &mut Source::Nothing);
         Ok(seq)
     }
 
@@ -166,8 +170,11 @@ impl<M: Media> Store<M> {
         let mut source = Source::Copied(Gather::new(&slices));
         let (kind, lineage) = (EntryKind::Record, LineageId(0));
         let request = Request { kind, lineage, lba: Lba(0), blocks: 1, seq, goes_on: false };
-        self.put(request, &mut source);
+        self.put_whole(request, &mut source);
         apply_record(&mut self.catalogue, &mut self.map, record);
+        if !matches!(record, Record::Moved(_)) {
+            self.note_record(seq, record, Vec::new());
+        }
         if class == Class::Range {
             self.shape_changed(self.shape.resized + u64::from(grows));
         }
@@ -304,8 +311,17 @@ impl<M: Media> Store<M> {
             || (self.compaction.is_exhausted() && self.bytes_since_checkpoint > 0)
     }
 
-    /// Puts an entry, and its data, into the log and the map; cut into several if need be.
-    fn put(&mut self, request: Request, source: &mut Source<'_>) {
+    /// Puts a request that is one entry into log and map.
+    fn put_whole(&mut self, request: Request, source: &mut Source<'_>) {
+        let mut placed = Vec::new();
+        self.put(request, source, &mut placed);
+        self.apply_all(&placed);
+    }
+
+    /// Puts an entry, and its data, into the log; cut into several if need be. The map changes only
+    /// when all of a request is in the log: of one that is cut off there, a successor must not
+    /// find anything in the map.
+    fn put(&mut self, request: Request, source: &mut Source<'_>, placed: &mut Vec<Placed>) {
         let Request { kind, lineage, lba, blocks, seq, goes_on } = request;
         self.last_write_at = self.now;
         let mut done = 0;
@@ -328,8 +344,7 @@ impl<M: Media> Store<M> {
                 Source::Owned(spans) => Blocks::Owned(take_blocks(spans, count)),
             };
             let (index, sums) = self.log.append(&entry, data);
-            let segment = self.log.segment.segment;
-            self.apply(&entry, segment, index, &sums);
+            placed.push(Placed { entry, segment: self.log.segment.segment, index, sums });
             done += piece;
         }
     }
@@ -355,6 +370,7 @@ impl<M: Media> Store<M> {
     /// Goes on in the successor's slot, as a new segment.
     pub(crate) fn roll(&mut self, last: BatchNumber) {
         let (old, slot) = (self.log.segment.slot, self.log.segment.successor);
+        self.keep_ids();
         let segment = self.segments.take_segment_id();
         let prepared = self.take_prepared();
         let successor = prepared.or_else(|| self.segments.take_slot(SegmentKind::Log));
@@ -366,14 +382,36 @@ impl<M: Media> Store<M> {
         self.scrub.segment_begins(segment, (before, number));
         self.count_flushes_anew();
         self.counters.segments += 1;
+        self.note_segment();
     }
 
-    /// Brings the map up to an entry of the log.
-    pub(crate) fn apply(&mut self, entry: &LogEntry, segment: SegmentId, index: u32, sums: &[u32]) {
-        apply(&mut self.map, &mut self.segments, entry, segment, index, |at| {
-            sums.get(at as usize).copied().unwrap_or_default()
-        });
+    /// A successor that goes on in place has to know where the log went on.
+    pub(crate) fn note_segment(&mut self) {
+        let OpenSegment { segment, slot, successor, before, .. } = self.log.segment;
+        self.map.note(&Happened::Continued(Continued { segment, slot, successor, before }));
     }
+
+    /// The same of a record that has been applied.
+    pub(crate) fn note_record(&mut self, seq: Seq, record: &Record, directories: Vec<u8>) {
+        let record = record.encode();
+        self.map.note(&Happened::Recorded { seq, record, directories });
+    }
+
+    /// Brings the map up to entries of the log.
+    fn apply_all(&mut self, placed: &[Placed]) {
+        for Placed { entry, segment, index, sums } in placed {
+            let sum = |at: u32| sums.get(at as usize).copied().unwrap_or_default();
+            apply(&mut self.map, &mut self.segments, entry, *segment, *index, sum);
+        }
+    }
+}
+
+/// An entry in the log.
+struct Placed {
+    entry: LogEntry,
+    segment: SegmentId,
+    index: u32,
+    sums: Vec<u32>,
 }
 
 /// Whose margin of free slots a request must leave (`reserve.rs`).

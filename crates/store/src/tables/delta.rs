@@ -4,13 +4,23 @@
 //! find them, one by block, one by leaf. Nothing is ever deleted: a generation fills, is folded
 //! leaf by leaf while it still answers reads, and is cleared as a whole.
 //!
+//! ```text
+//! word 0            records
+//! 8 + 4 n           record n: lineage u32, next u32; block; address; checksum u32, ordinal u32
+//! 8 + 4 c           table by block: 2 c slots u32, for a capacity of c records
+//! 8 + 5 c           table by leaf: 2 c slots
+//! ```
+//!
 //! Invariants:
 //! - A block has at most one record; a later insertion overwrites it in place.
 //! - The slot of a leaf holds the newest record of that leaf, and each record names the next older
 //!   one. A slot, once taken, keeps its leaf until `clear`: cursors stay valid while others insert.
 //! - Neither table is ever more than half full.
+//! - In the arena, a record counts once the number of records says so, and only the last one may
+//!   be missing in the tables ([`Deltas::adopt`]). The words of a record that is overwritten change
+//!   one by one: who adopts repeats the insertions that may have been under way.
 
-use super::{Entry, leaf_of, mix, slot_of};
+use super::{Entry, Words, leaf_of, mix, slot_of};
 use crate::{Lba, LineageId};
 
 /// A slot of a table: 0 if free, else 8 bits of the hash and the record's number plus one. The bits
@@ -20,21 +30,11 @@ type Slot = u32;
 const NUMBER_BITS: u32 = 24;
 const NUMBER_MASK: u32 = (1 << NUMBER_BITS) - 1;
 const SLOTS_PER_RECORD: usize = 2;
-const BYTES_PER_RECORD: usize = size_of::<Record>() + 2 * SLOTS_PER_RECORD * size_of::<Slot>();
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Record {
-    lineage: u32,
-    /// The next record of the same leaf, plus one; 0 at the end.
-    next: u32,
-    lba: u64,
-    address: u64,
-    checksum: u32,
-    ordinal: u32,
-}
-
-const _: () = assert!(size_of::<Record>() == 32);
+const HEADER_WORDS: usize = 8;
+const RECORD_WORDS: usize = 4;
+/// Words of a record and of its share in both tables.
+const WORDS_PER_RECORD: usize = RECORD_WORDS + SLOTS_PER_RECORD;
+const BYTES_PER_RECORD: usize = WORDS_PER_RECORD * 8;
 
 /// What a generation says of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,30 +55,93 @@ pub struct LeafCursor(usize);
 pub struct Deltas {
     seed: u64,
     capacity: usize,
-    records: Vec<Record>,
-    by_block: Vec<Slot>,
-    by_leaf: Vec<Slot>,
+    len: usize,
+    words: Words,
     leaves: usize,
 }
 
+/// One of the two tables.
+#[derive(Clone, Copy)]
+enum Table {
+    Block,
+    Leaf,
+}
+
 impl Deltas {
-    /// An empty generation that takes no more than `bytes` of memory. The seed should differ from
-    /// pool to pool.
+    /// An empty generation that takes no more than `bytes` of memory, and a header. The seed
+    /// should differ from pool to pool.
     ///
     /// # Panics
     /// If not one record fits.
     #[must_use]
     pub fn new(bytes: usize, seed: u64) -> Deltas {
         let capacity = Deltas::capacity_of(bytes);
-        assert!(capacity > 0, "{bytes} bytes hold no record");
-        Deltas {
-            seed,
-            capacity,
-            records: Vec::with_capacity(capacity),
-            by_block: vec![0; capacity * SLOTS_PER_RECORD],
-            by_leaf: vec![0; capacity * SLOTS_PER_RECORD],
-            leaves: 0,
+        Deltas::over(Words::own(HEADER_WORDS + capacity * WORDS_PER_RECORD), seed)
+    }
+
+    /// An empty generation in words that are zero.
+    ///
+    /// # Panics
+    /// If not one record fits.
+    #[must_use]
+    pub fn over(words: Words, seed: u64) -> Deltas {
+        let room = words.len().saturating_sub(HEADER_WORDS);
+        let capacity = (room / WORDS_PER_RECORD).min(NUMBER_MASK as usize);
+        assert!(capacity > 0, "{} words hold no record", words.len());
+        Deltas { seed, capacity, len: 0, words, leaves: 0 }
+    }
+
+    /// Bytes that a generation of so many bytes takes with its header.
+    #[must_use]
+    pub fn bytes_with_header(bytes: usize) -> usize {
+        (HEADER_WORDS + Deltas::capacity_of(bytes) * WORDS_PER_RECORD) * 8
+    }
+
+    /// Whether words may be a generation's.
+    #[must_use]
+    pub fn are(words: &Words) -> bool {
+        let capacity = words.len().saturating_sub(HEADER_WORDS) / WORDS_PER_RECORD;
+        capacity > 0 && words.get(0) <= capacity.min(NUMBER_MASK as usize) as u64
+    }
+
+    /// A generation that a process left which may have died anywhere. The number of leaves is
+    /// counted by [`Deltas::count_leaves`].
+    ///
+    /// None if the words are nothing of the kind.
+    #[must_use]
+    pub fn adopt(words: Words, seed: u64) -> Option<Deltas> {
+        if !Deltas::are(&words) {
+            return None;
         }
+        let mut deltas = Deltas::over(words, seed);
+        deltas.len = deltas.words.get(0) as usize;
+        if let Some(last) = deltas.len.checked_sub(1) {
+            let (lineage, lba) = deltas.key(last);
+            let hash = deltas.hash_of_block(lineage, lba);
+            let number = deltas.len as u32;
+            if let Err(slot) = deltas.find(lineage, lba, hash) {
+                deltas.set_slot(Table::Block, slot, tag(hash) | number);
+            }
+            let hash = deltas.hash_of_leaf(lineage, leaf_of(lba));
+            let found = deltas.find_leaf(lineage, leaf_of(lba), hash);
+            let is_linked =
+                found.is_ok_and(|slot| deltas.slot(Table::Leaf, slot) & NUMBER_MASK == number);
+            if !is_linked {
+                deltas.link(lineage, lba, number);
+            }
+        }
+        Some(deltas)
+    }
+
+    /// Counts the leaves of a generation that was adopted: each has one record at the end of its
+    /// chain.
+    pub fn count_leaves(&mut self) {
+        self.leaves = (0..self.len).filter(|at| self.next(*at) == 0).count();
+    }
+
+    /// All changes, in the order of their first insertion, with their lineages.
+    pub fn all(&self) -> impl Iterator<Item = (LineageId, Delta)> + '_ {
+        (0..self.len).map(|at| (self.key(at).0, self.delta(at)))
     }
 
     /// How many blocks a generation of so many bytes takes.
@@ -90,19 +153,19 @@ impl Deltas {
     /// Blocks that have changed.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.records.len()
+        self.len
     }
 
     /// Whether nothing has changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.len == 0
     }
 
     /// Whether no further block fits. Blocks that are in can still be changed.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.records.len() == self.capacity
+        self.len == self.capacity
     }
 
     /// Blocks that fit.
@@ -134,29 +197,24 @@ impl Deltas {
         entry: Entry,
         ordinal: u32,
     ) -> Option<Delta> {
-        let hash = mix(self.seed, lba.0, u64::from(lineage.0));
+        let hash = self.hash_of_block(lineage, lba);
         let slot = match self.find(lineage, lba, hash) {
-            Ok(number) => {
-                let record = &mut self.records[number];
-                let previous = record.delta();
-                record.address = entry.address;
-                record.checksum = entry.checksum;
-                record.ordinal = ordinal;
+            Ok(at) => {
+                let previous = self.delta(at);
+                self.set_entry(at, entry, ordinal);
                 return Some(previous);
             }
             Err(slot) => slot,
         };
         assert!(!self.is_full(), "the generation is full");
-        self.records.push(Record {
-            lineage: lineage.0,
-            next: 0,
-            lba: lba.0,
-            address: entry.address,
-            checksum: entry.checksum,
-            ordinal,
-        });
-        let number = self.records.len() as u32;
-        self.by_block[slot] = tag(hash) | number;
+        let at = self.len;
+        self.words.set(record(at), lineage.0.into());
+        self.words.set(record(at) + 1, lba.0);
+        self.set_entry(at, entry, ordinal);
+        self.len += 1;
+        self.words.set(0, self.len as u64);
+        let number = self.len as u32;
+        self.set_slot(Table::Block, slot, tag(hash) | number);
         self.link(lineage, lba, number);
         None
     }
@@ -165,18 +223,19 @@ impl Deltas {
     #[inline]
     #[must_use]
     pub fn get(&self, lineage: LineageId, lba: Lba) -> Option<Delta> {
-        let hash = mix(self.seed, lba.0, u64::from(lineage.0));
-        self.find(lineage, lba, hash).ok().map(|number| self.records[number].delta())
+        let hash = self.hash_of_block(lineage, lba);
+        self.find(lineage, lba, hash).ok().map(|at| self.delta(at))
     }
 
     /// The next leaf with changes, in no particular order; none at the end. Leaves that are added
     /// meanwhile may or may not be met; no leaf is met twice.
     pub fn next_leaf(&self, cursor: &mut LeafCursor) -> Option<(LineageId, u64)> {
-        while let Some(&slot) = self.by_leaf.get(cursor.0) {
+        while cursor.0 < self.slots() {
+            let slot = self.slot(Table::Leaf, cursor.0);
             cursor.0 += 1;
             if slot != 0 {
-                let record = &self.records[number_of(slot)];
-                return Some((LineageId(record.lineage), leaf_of(Lba(record.lba))));
+                let (lineage, lba) = self.key(number_of(slot));
+                return Some((lineage, leaf_of(lba)));
             }
         }
         None
@@ -185,58 +244,57 @@ impl Deltas {
     /// The changes in one leaf, the newest block first.
     pub fn leaf(&self, lineage: LineageId, leaf: u64) -> impl Iterator<Item = Delta> + '_ {
         let mut next = match self.find_leaf(lineage, leaf, self.hash_of_leaf(lineage, leaf)) {
-            Ok(slot) => self.by_leaf[slot] & NUMBER_MASK,
+            Ok(slot) => self.slot(Table::Leaf, slot) & NUMBER_MASK,
             Err(_) => 0,
         };
         std::iter::from_fn(move || {
-            let number = next.checked_sub(1)?;
-            let record = &self.records[number as usize];
-            next = record.next;
-            Some(record.delta())
+            let at = next.checked_sub(1)? as usize;
+            next = self.next(at);
+            Some(self.delta(at))
         })
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.records.clear();
-        self.by_block.fill(0);
-        self.by_leaf.fill(0);
-        self.leaves = 0;
+        (self.len, self.leaves) = (0, 0);
+        self.words.set(0, 0);
+        let tables = record(self.capacity);
+        self.words.zero(tables..tables + self.capacity * SLOTS_PER_RECORD);
     }
 
-    /// The number of the block's record, or the slot where it belongs.
+    /// The block's record, or the slot where it belongs.
     #[inline]
     fn find(&self, lineage: LineageId, lba: Lba, hash: u64) -> Result<usize, usize> {
-        self.probe(&self.by_block, hash, |record| {
-            record.lba == lba.0 && record.lineage == lineage.0
-        })
-        .map(|slot| number_of(self.by_block[slot]))
+        let is_wanted = |at| self.words.get(record(at) + 1) == lba.0 && self.key(at).0 == lineage;
+        let found = self.probe(Table::Block, hash, is_wanted);
+        found.map(|slot| number_of(self.slot(Table::Block, slot)))
     }
 
     /// The slot of the leaf, or the slot where it belongs.
     fn find_leaf(&self, lineage: LineageId, leaf: u64, hash: u64) -> Result<usize, usize> {
-        self.probe(&self.by_leaf, hash, |record| {
-            leaf_of(Lba(record.lba)) == leaf && record.lineage == lineage.0
+        self.probe(Table::Leaf, hash, |at| {
+            let (found, lba) = self.key(at);
+            leaf_of(lba) == leaf && found == lineage
         })
     }
 
     #[inline]
     fn probe(
         &self,
-        table: &[Slot],
+        table: Table,
         hash: u64,
-        is_wanted: impl Fn(&Record) -> bool,
+        is_wanted: impl Fn(usize) -> bool,
     ) -> Result<usize, usize> {
-        let mut slot = slot_of(hash, table.len());
+        let mut slot = slot_of(hash, self.slots());
         loop {
-            let content = table[slot];
+            let content = self.slot(table, slot);
             if content == 0 {
                 return Err(slot);
             }
-            if content & !NUMBER_MASK == tag(hash) && is_wanted(&self.records[number_of(content)]) {
+            if content & !NUMBER_MASK == tag(hash) && is_wanted(number_of(content)) {
                 return Ok(slot);
             }
-            slot = if slot + 1 == table.len() { 0 } else { slot + 1 };
+            slot = if slot + 1 == self.slots() { 0 } else { slot + 1 };
         }
     }
 
@@ -246,7 +304,9 @@ impl Deltas {
         let hash = self.hash_of_leaf(lineage, leaf);
         let slot = match self.find_leaf(lineage, leaf, hash) {
             Ok(slot) => {
-                self.records[number as usize - 1].next = self.by_leaf[slot] & NUMBER_MASK;
+                let next = self.slot(Table::Leaf, slot) & NUMBER_MASK;
+                let word = u64::from(lineage.0) | u64::from(next) << 32;
+                self.words.set(record(number as usize - 1), word);
                 slot
             }
             Err(slot) => {
@@ -254,23 +314,72 @@ impl Deltas {
                 slot
             }
         };
-        self.by_leaf[slot] = tag(hash) | number;
+        self.set_slot(Table::Leaf, slot, tag(hash) | number);
+    }
+
+    fn hash_of_block(&self, lineage: LineageId, lba: Lba) -> u64 {
+        mix(self.seed, lba.0, u64::from(lineage.0))
     }
 
     fn hash_of_leaf(&self, lineage: LineageId, leaf: u64) -> u64 {
         mix(!self.seed, leaf, u64::from(lineage.0))
     }
+
+    /// Slots of each table.
+    fn slots(&self) -> usize {
+        self.capacity * SLOTS_PER_RECORD
+    }
+
+    /// The word and the bit where a slot begins.
+    fn place_of(&self, table: Table, slot: usize) -> (usize, usize) {
+        let table = match table {
+            Table::Block => record(self.capacity),
+            Table::Leaf => record(self.capacity) + self.capacity,
+        };
+        (table + slot / 2, slot % 2 * 32)
+    }
+
+    #[inline]
+    fn slot(&self, table: Table, slot: usize) -> Slot {
+        let (word, bit) = self.place_of(table, slot);
+        (self.words.get(word) >> bit) as Slot
+    }
+
+    fn set_slot(&mut self, table: Table, slot: usize, content: Slot) {
+        let (word, bit) = self.place_of(table, slot);
+        let other = self.words.get(word) & !(u64::from(u32::MAX) << bit);
+        self.words.set(word, other | u64::from(content) << bit);
+    }
+
+    #[inline]
+    fn key(&self, at: usize) -> (LineageId, Lba) {
+        let lineage = LineageId(self.words.get(record(at)) as u32);
+        (lineage, Lba(self.words.get(record(at) + 1)))
+    }
+
+    /// The next record of the same leaf, plus one; 0 at the end.
+    fn next(&self, at: usize) -> u32 {
+        (self.words.get(record(at)) >> 32) as u32
+    }
+
+    #[inline]
+    fn delta(&self, at: usize) -> Delta {
+        let rest = self.words.get(record(at) + 3);
+        let entry = Entry { address: self.words.get(record(at) + 2), checksum: rest as u32 };
+        Delta { lba: self.key(at).1, entry, ordinal: (rest >> 32) as u32 }
+    }
+
+    fn set_entry(&mut self, at: usize, entry: Entry, ordinal: u32) {
+        self.words.set(record(at) + 2, entry.address);
+        let rest = u64::from(entry.checksum) | u64::from(ordinal) << 32;
+        self.words.set(record(at) + 3, rest);
+    }
 }
 
-impl Record {
-    #[inline]
-    fn delta(&self) -> Delta {
-        Delta {
-            lba: Lba(self.lba),
-            entry: Entry { address: self.address, checksum: self.checksum },
-            ordinal: self.ordinal,
-        }
-    }
+/// The first word of a record.
+#[inline]
+const fn record(at: usize) -> usize {
+    HEADER_WORDS + at * RECORD_WORDS
 }
 
 #[inline]

@@ -14,12 +14,14 @@ mod entry;
 mod frames;
 mod live;
 mod ranges;
+mod words;
 
 pub use delta::{Delta, Deltas, LeafCursor};
 pub use entry::{Entry, LEAF_ENTRIES, SEGMENT_BLOCKS_MAX, SEGMENT_ID_MAX, State, leaf_of};
 pub use frames::{FRAME_BYTES, FrameId, Frames};
 pub use live::{Directory, LiveBits, Malformed};
 pub use ranges::{Range, Ranges, newest};
+pub use words::Words;
 
 #[cfg(test)]
 mod random;

@@ -179,7 +179,7 @@ impl World {
             write_bytes_max: 64 * BLOCK as u64,
             ..StoreOptions::default()
         };
-        let region = ArenaRegion { control, pages: pages.clone(), is_fresh };
+        let region = ArenaRegion { control, index: None, pages: pages.clone(), is_fresh };
         let store = Store::open(media, region, options).map_err(|error| error.to_string())?;
         match store.status().state {
             PoolState::Healthy => Ok(World { store, memory, pages, now: 0 }),

@@ -230,7 +230,7 @@ pub fn adopt_in_vain(world: World, boot: u128) -> Rc<RefCell<Vec<u8>>> {
     let mut media = plain(&bytes, &arena);
     media.refused_below = FIRST_SLOT_AT;
     let Arena { control, pages, .. } = arena;
-    let region = ArenaRegion { control, pages, is_fresh: false };
+    let region = ArenaRegion { control, index: None, pages, is_fresh: false };
     assert!(Store::open(media, region, options(boot)).is_err());
     bytes
 }
@@ -247,7 +247,7 @@ fn open_on(
     let (is_stuck, unreadable) = (media.is_stuck.clone(), media.unreadable.clone());
     let (under_way, zeroed) = (media.under_way.clone(), media.zeroed.clone());
     let Arena { control, pages, memory, .. } = arena;
-    let region = ArenaRegion { control, pages: pages.clone(), is_fresh };
+    let region = ArenaRegion { control, index: None, pages: pages.clone(), is_fresh };
     let store = Store::open(media, region, options)?;
     Ok(World { store, bytes, memory, pages, is_stuck, under_way, unreadable, zeroed, now: 0 })
 }
@@ -273,7 +273,7 @@ pub fn repair(bytes: &Rc<RefCell<Vec<u8>>>, report: &CheckReport) -> Result<(), 
     let arena = arena();
     let media = plain(bytes, &arena);
     let Arena { control, pages, .. } = arena;
-    let region = ArenaRegion { control, pages, is_fresh: true };
+    let region = ArenaRegion { control, index: None, pages, is_fresh: true };
     bowline_store::repair(media, region, &report.repairs, options(4711))
 }
 

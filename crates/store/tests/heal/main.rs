@@ -58,7 +58,8 @@ fn open(
 ) -> World {
     let (memory, pages) = (arena.memory.clone(), arena.pages.clone());
     let media = Slow { platter: platter.clone(), memory: memory.clone() };
-    let region = ArenaRegion { control: arena.control, pages: pages.clone(), is_fresh };
+    let region =
+        ArenaRegion { control: arena.control, index: None, pages: pages.clone(), is_fresh };
     let options = StoreOptions {
         delta_bytes: 2 << 20,
         map_frames: 64,

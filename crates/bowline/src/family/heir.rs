@@ -115,8 +115,7 @@ impl Found {
         let mut descriptors = descriptors.into_iter();
         let mut next =
             || descriptors.next().ok_or_else(|| std::io::Error::other("a descriptor is missing"));
-        let locks =
-            Locks { pool: OwnerLock::shared(next()?)?, arena: OwnerLock::shared(next()?)? };
+        let locks = Locks { pool: OwnerLock::shared(next()?)?, arena: OwnerLock::shared(next()?)? };
         let control = UnixListener::from(next()?);
         let number = inheritance.active;
         let active = Known { number, channel, process: next()?, roster: next()? };
@@ -250,10 +249,7 @@ fn ask(passive: &Known) -> std::io::Result<Standing> {
 }
 
 /// The connections of an answer.
-fn connections(
-    told: Told,
-    sockets: Vec<OwnedFd>,
-) -> impl Iterator<Item = (u64, (usize, OwnedFd))> {
+fn connections(told: Told, sockets: Vec<OwnedFd>) -> impl Iterator<Item = (u64, (usize, OwnedFd))> {
     let of = |((number, listener), socket)| (number, (listener, socket));
     told.connections.into_iter().zip(sockets).map(of)
 }

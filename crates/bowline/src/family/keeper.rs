@@ -154,6 +154,9 @@ impl Keeper {
 
     fn run(&mut self) -> Result<(), Problem> {
         self.give();
+        // Whoever succeeds another finds servers that have nothing more to say.
+        self.begin_passive();
+        self.tell();
         loop {
             self.wait().map_err(|error| {
                 Problem::new(Kind::Failed, "the keeper cannot go on").why(error.to_string())

@@ -325,10 +325,7 @@ fn lead(membership: Box<Membership>) -> Result<(), Failure> {
 
 /// Waits until the active has ended. False if there is nothing to take over, or nobody to do it
 /// for.
-fn stand_by(
-    membership: &mut Membership,
-    roster: File,
-) -> Result<bool, Problem> {
+fn stand_by(membership: &mut Membership, roster: File) -> Result<bool, Problem> {
     let failed = |error: std::io::Error| {
         Problem::new(Kind::Failed, "the passive cannot watch the active").why(error.to_string())
     };

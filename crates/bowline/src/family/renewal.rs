@@ -41,7 +41,8 @@ impl Renewal {
     /// The keeper has gone.
     pub fn begin(&mut self) {
         let again = self.attempts.checked_sub(1);
-        let pause = again.map_or(Duration::ZERO, |many| FIRST_PAUSE * (1 << many.min(DOUBLINGS_MAX)));
+        let pause =
+            again.map_or(Duration::ZERO, |many| FIRST_PAUSE * (1 << many.min(DOUBLINGS_MAX)));
         self.due = Some(Instant::now() + pause);
     }
 

@@ -196,8 +196,8 @@ fn arena_options(config: &ServeConfig, header: &PoolHeader, shares: Shares) -> A
         directory: Some(config.arena.clone()),
         pool: header.pool.0,
         instance: 1,
-        control_bytes: CONTROL_BYTES + index_bytes(shares.delta_bytes),
-        session_bytes: session_bytes(shares.page_bytes),
+        control_bytes: control_bytes(shares),
+        session_bytes: session_bytes(shares),
         page_bytes: shares.page_bytes,
         any_file_system: false,
         patience: PATIENCE,
@@ -290,10 +290,15 @@ fn listeners(
     Ok(handed.into_iter().map(|(place, socket)| Listener::handed(place, socket)).collect())
 }
 
-/// Bytes of the arena for the records of sessions, with so many bytes of pages.
-fn session_bytes(page_bytes: u64) -> u64 {
+/// Bytes of the arena for the store: its records, and the changes of its map.
+fn control_bytes(shares: Shares) -> u64 {
+    CONTROL_BYTES + index_bytes(shares.delta_bytes)
+}
+
+/// Bytes of the arena for the records of sessions.
+fn session_bytes(shares: Shares) -> u64 {
     // The records' own pages and the header count, too, and are less than the last of these.
-    let memory_bytes = CONTROL_BYTES + page_bytes + (8 << 20);
+    let memory_bytes = control_bytes(shares) + shares.page_bytes + (8 << 20);
     u64::from(Options::default().record_bytes(memory_bytes))
 }
 

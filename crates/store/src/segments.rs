@@ -12,6 +12,7 @@
 //!   a live one.
 
 mod leave;
+mod resume;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -310,16 +311,6 @@ impl Segments {
         self.next_segment = self.next_segment.max(SegmentId(id.0 + 1));
     }
 
-    /// Numbers below `id` may have been given out, and none from it on.
-    ///
-    /// # Panics
-    /// If a segment is known that has such a number.
-    pub(crate) fn set_next_segment(&mut self, id: SegmentId) {
-        let last = self.segments.last_key_value().map(|(last, _)| *last);
-        assert!(last.is_none_or(|last| last < id), "segment {last:?} is not below {id}");
-        self.next_segment = id;
-    }
-
     /// A free slot, which is `Open` from now on.
     pub(crate) fn take_slot(&mut self, kind: SegmentKind) -> Option<SlotId> {
         let kept = match kind {
@@ -345,12 +336,6 @@ impl Segments {
     /// A slot that was written to before the pool was opened.
     pub(crate) fn use_slot(&mut self, slot: SlotId, kind: SegmentKind) {
         self.set_state(slot, SlotState::Used(kind));
-    }
-
-    /// A slot that was open when a process died: it has its space.
-    pub(crate) fn reopen_slot(&mut self, slot: SlotId, kind: SegmentKind) {
-        self.backed[slot.0 as usize] = true;
-        self.set_state(slot, SlotState::Open(kind));
     }
 
     fn set_state(&mut self, slot: SlotId, state: SlotState) {

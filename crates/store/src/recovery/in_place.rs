@@ -202,6 +202,26 @@ struct Resumed {
 }
 
 impl<M: Media> Opening<M> {
+    /// Looks whether a dead process can be gone on from in place.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn plan(
+        &self,
+        header: &PoolHeader,
+        root: &Superblock,
+        left: &Result<Vec<Left>, String>,
+        index: &(Index, [Words; 2]),
+    ) -> Result<Plan, String> {
+        let staging = self.staging.as_ref().ok_or("there is no log in the arena")?;
+        let left = left.as_ref().map_err(String::clone)?;
+        let mut plan = Plan::make((header, root), &self.memory, staging, left, index)?;
+        if self.options.broken.contains(&Broken::ForgetFrozen) {
+            plan.forget_frozen();
+        }
+        Ok(plan)
+    }
+
     /// Goes on in place.
     pub(super) fn go_on(
         mut self,

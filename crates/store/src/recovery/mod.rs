@@ -42,7 +42,6 @@ use crate::streams::Streams;
 use crate::tables::{Deltas, Words};
 use crate::{BLOCK_BYTES, BatchNumber, Epoch, Media, SlotId, StoreError};
 
-use in_place::Plan;
 pub use load::{CreateOptions, create, pool_header};
 pub(crate) use load::{
     check_slot_count, choose_root, double_root, load_blob, read_blob_copy, read_header, read_root,
@@ -154,13 +153,10 @@ impl<M: Media> Store<M> {
         let Some(index) = index else { return opening.run(header, root, left, is_ours) };
         if is_ours && opening.state == PoolState::Healthy {
             let plan = opening.plan(&header, &root, &left, &index);
-            match (plan, &mut left) {
-                (Ok(plan), Ok(left)) => {
-                    return opening.go_on(header, root, std::mem::take(left), plan, index);
-                }
-                // The log is read.
-                _ => {}
+            if let (Ok(plan), Ok(left)) = (plan, &mut left) {
+                return opening.go_on(header, root, std::mem::take(left), plan, index);
             }
+            // The log is read.
         }
         opening.index = Some(index);
         opening.run(header, root, left, is_ours)
@@ -236,26 +232,6 @@ struct Opening<M> {
 }
 
 impl<M: Media> Opening<M> {
-    /// Looks whether a dead process can be gone on from in place.
-    ///
-    /// # Errors
-    /// Why not.
-    fn plan(
-        &self,
-        header: &PoolHeader,
-        root: &Superblock,
-        left: &Result<Vec<Left>, String>,
-        index: &(Index, [Words; 2]),
-    ) -> Result<Plan, String> {
-        let staging = self.staging.as_ref().ok_or("there is no log in the arena")?;
-        let left = left.as_ref().map_err(String::clone)?;
-        let mut plan = Plan::make((header, root), &self.memory, staging, left, index)?;
-        if self.options.broken.contains(&Broken::ForgetFrozen) {
-            plan.forget_frozen();
-        }
-        Ok(plan)
-    }
-
     fn run(
         mut self,
         header: PoolHeader,

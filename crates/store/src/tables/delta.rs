@@ -85,9 +85,9 @@ impl Deltas {
     /// If not one record fits.
     #[must_use]
     pub fn over(words: Words, seed: u64) -> Deltas {
-        let room = words.len().saturating_sub(HEADER_WORDS);
+        let room = words.count().saturating_sub(HEADER_WORDS);
         let capacity = (room / WORDS_PER_RECORD).min(NUMBER_MASK as usize);
-        assert!(capacity > 0, "{} words hold no record", words.len());
+        assert!(capacity > 0, "{} words hold no record", words.count());
         Deltas { seed, capacity, len: 0, words, leaves: 0 }
     }
 
@@ -100,7 +100,7 @@ impl Deltas {
     /// Whether words may be a generation's.
     #[must_use]
     pub fn are(words: &Words) -> bool {
-        let capacity = words.len().saturating_sub(HEADER_WORDS) / WORDS_PER_RECORD;
+        let capacity = words.count().saturating_sub(HEADER_WORDS) / WORDS_PER_RECORD;
         capacity > 0 && words.get(0) <= capacity.min(NUMBER_MASK as usize) as u64
     }
 

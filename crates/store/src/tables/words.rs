@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bowline_arena::{Memory, Span};
 
 /// Bytes zeroed by one store.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// So many words of 64 bits.
 pub enum Words {
@@ -24,7 +24,7 @@ impl Words {
 
     /// How many there are.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             Words::Own(words) => words.len(),
             Words::Arena(_, span) => span.bytes() as usize / 8,

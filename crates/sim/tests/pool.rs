@@ -115,6 +115,28 @@ fn prefixes_of_the_stores_are_adopted() {
     assert_eq!(coverage.missing(&reached), [""; 0]);
 }
 
+/// Seeds that are even go on in place.
+#[test]
+fn who_goes_on_in_place_finds_all_at_every_prefix_of_the_stores() {
+    let what = Exploration { stride: 23, nested_stride: 40, ..Exploration::default() };
+    let coverage = explore::<Pool>(2, &what).unwrap();
+    let reached = ["prefixes adopted", "stores cut inside", "adoptions cut"];
+    assert_eq!(coverage.missing(&reached), [""; 0]);
+}
+
+#[test]
+fn who_goes_on_in_place_and_applies_nothing_once_more_is_found() {
+    let broken = Some("repeat-nothing".to_owned());
+    let what = Exploration { broken, ..Exploration::default() };
+    assert!(explore::<Pool>(2, &what).is_err());
+}
+
+#[test]
+fn who_goes_on_in_place_and_forgets_what_was_frozen_is_found() {
+    let options = Options { faults: false, ..Options::default() };
+    assert!(find::<Pool>("forget-frozen", 2..40, &options).is_some());
+}
+
 #[test]
 fn what_is_published_before_its_content_is_found() {
     let broken = Some("publish-before-content".to_owned());

@@ -56,7 +56,6 @@ pub fn find_out() -> std::io::Result<Option<Heir>> {
         return Err(std::io::Error::other("the active has left nothing to this keeper"));
     };
     let mut found = Found::new(channel, *inheritance, descriptors)?;
-    bowline_arena::fail_point!("heir.begun");
     match found.ask_active() {
         Ok(()) => {}
         // Its process may be there for a while; it says no more.
@@ -69,7 +68,6 @@ pub fn find_out() -> std::io::Result<Option<Heir>> {
         }
         Err(error) => return Err(error),
     }
-    bowline_arena::fail_point!("heir.active.told");
     Ok(Some(found.ask_passive()))
 }
 

@@ -223,8 +223,7 @@ fn opened(ground: Ground<'_>, lock: OwnerLock, arena: Arena) -> Result<Opened, P
     file.set_control_address(&address.display().to_string());
     let mut notes = Vec::new();
     let ring = ring(&mut file, tuning, &mut notes);
-    // A page of the control area that the store does not get: what was acknowledged may lie in any
-    // other.
+    // A page that the store does not get: what was acknowledged may lie in any other.
     let staging = control.split_off(control.bytes() - PAGE as u32);
     let index = control.split_off(control.bytes().min((CONTROL_BYTES - PAGE) as u32));
     let mut options = bowline_media::OpenOptions::new(memory.clone());

@@ -71,8 +71,8 @@ impl Log {
         Ok(())
     }
 
-    /// The batch adopted last lies where it lay, and is open or closed as it was. If it is the first
-    /// of its segment, the header is written with it.
+    /// The batch adopted last lies where it lay, and is open or closed as it was. If it is the
+    /// first of its segment, the header is written with it.
     pub(crate) fn resume(&mut self, placed: &Placed, is_open: bool, first_of: Option<&Continued>) {
         let memory = self.memory();
         let header = first_of.map(|one| {

@@ -243,21 +243,7 @@ impl<M: Media> Opening<M> {
         let Resumed { mut known, frozen, recorded } = resumed;
         let mut log = self.resume_log(&known, left, &plan)?;
         bowline_arena::fail_point!("recovery.adopted");
-        let mut replay = Replay::new(plan.seq);
-        (replay.recorded_through, replay.begun) = (recorded, frozen.is_some().into());
-        let covered = frozen.as_ref().map_or(BatchNumber(0), |frozen| frozen.position.number);
-        // Before anything changes: what is noted now is newer than all that was.
-        let Known { segments, map, .. } = &mut known;
-        map.recount(|entry| segments.set_live(entry));
-        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
-        for at in 0..log.batches.len() {
-            let is_repeated = log.batches[at].number > covered
-                && !self.options.broken.contains(&Broken::RepeatNothing);
-            if is_repeated {
-                replay.adopted(&mut medium, &log, at, &mut known)?;
-            }
-        }
-        drop(medium);
+        let replay = self.repeat(&log, &mut known, (&plan, frozen.as_ref(), recorded))?;
         let Known { header, root, segments, catalogue, map, bad_blobs } = known;
         let changed = (map.active.deltas.len() + map.active.ranges.len()) as u64;
         let batches_adopted = log.adopted;
@@ -296,6 +282,30 @@ impl<M: Media> Opening<M> {
         }
         store.regain_slots();
         Ok(store)
+    }
+
+    /// Counts what is there, and applies the last batches once more.
+    fn repeat(
+        &mut self,
+        log: &Log,
+        known: &mut Known,
+        (plan, frozen, recorded): (&Plan, Option<&Frozen>, Seq),
+    ) -> Result<Replay, StoreError> {
+        // Before anything changes: what is noted now is newer than all that was.
+        let Known { segments, map, .. } = known;
+        map.recount(|entry| segments.set_live(entry));
+        let mut replay = Replay::new(plan.seq);
+        (replay.recorded_through, replay.begun) = (recorded, frozen.is_some().into());
+        let covered = frozen.map_or(BatchNumber(0), |frozen| frozen.position.number);
+        let mut medium = Blocking::new(&mut self.media, &self.pages)?;
+        for at in 0..log.batches.len() {
+            let is_repeated = log.batches[at].number > covered
+                && !self.options.broken.contains(&Broken::RepeatNothing);
+            if is_repeated {
+                replay.adopted(&mut medium, log, at, known)?;
+            }
+        }
+        Ok(replay)
     }
 
     /// Brings the last checkpoint up to what has happened since.
